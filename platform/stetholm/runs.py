@@ -1,0 +1,84 @@
+"""Where a run's things lie in storage, and what each of its jobs has done.
+
+``<storage.uri>/runs/<run.name>/<job>/`` holds a job's output and, written last, its ``result.json``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stetholm.errors import UserError
+from stetholm.settings import Settings
+from stetholm.storage import Storage
+
+CHECKPOINT_JOBS = ("import_weights", "align", "sft", "dpo")
+"""Jobs whose output is a checkpoint, in the order in which one starts from another."""
+
+
+def run_uri(settings: Settings, storage: Storage, *parts: str) -> str:
+    """URI of a thing of this run, e.g. ``run_uri(settings, storage, "sft")``."""
+    return storage.join("runs", settings.run.name, *parts)
+
+
+def corpus_uri(settings: Settings, storage: Storage) -> str:
+    """``corpus.uri``, or this run's own corpus."""
+    return (settings.corpus.uri or run_uri(settings, storage, "corpus")).rstrip("/")
+
+
+def read_result(settings: Settings, storage: Storage, job: str) -> dict[str, Any] | None:
+    """What ``job`` of this run printed when it was done; None while it is not."""
+    uri = run_uri(settings, storage, job, "result.json")
+    return storage.read_json(uri) if storage.exists(uri) else None
+
+
+def finished(settings: Settings, storage: Storage, job: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of ``job`` if this run has already done it from the same ``inputs``.
+
+    Raises:
+        UserError: it was done from other inputs, so that its output would be passed off as something else.
+    """
+    result = read_result(settings, storage, job)
+    if result is None:
+        return None
+    done = result.get("inputs", {})
+    changed = sorted(key for key in done.keys() | inputs.keys() if done.get(key) != inputs.get(key))
+    if changed:
+        raise UserError(
+            f"run {settings.run.name!r} has already done {job!r} with other inputs ({', '.join(changed)}): "
+            "choose another run.name"
+        )
+    return result
+
+
+def record(settings: Settings, storage: Storage, job: str, result: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Mark ``job`` as done. Call it last: the result's presence says that the output is whole."""
+    storage.write_json(run_uri(settings, storage, job, "result.json"), {**result, "inputs": inputs})
+
+
+def start_checkpoint(settings: Settings, storage: Storage, before: str | None = None) -> str | None:
+    """URI a job starts from: ``model.init_from``, else the run's latest checkpoint made before job ``before``.
+
+    Returns None when there is neither, as for the first stage.
+    """
+    if settings.model.init_from:
+        return settings.model.init_from
+    earlier = CHECKPOINT_JOBS[: CHECKPOINT_JOBS.index(before)] if before in CHECKPOINT_JOBS else CHECKPOINT_JOBS
+    for job in reversed(earlier):
+        result = read_result(settings, storage, job)
+        if result is not None:
+            return str(result["output"])
+    return None
+
+
+def require_checkpoint(settings: Settings, storage: Storage) -> str:
+    """Like :func:`start_checkpoint`, for jobs that cannot do without.
+
+    Raises:
+        UserError: neither a setting nor a finished stage names one.
+    """
+    uri = start_checkpoint(settings, storage)
+    if uri is None:
+        raise UserError(
+            f"run {settings.run.name!r} has no finished checkpoint: run jobs/sft.py first or set model.init_from=<uri>"
+        )
+    return uri

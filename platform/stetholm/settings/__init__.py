@@ -1,0 +1,48 @@
+"""The settings tree and how it is read: ``load_settings(config, overrides)``."""
+
+from stetholm.settings.load import SettingsError, load_settings
+from stetholm.settings.sections import (
+    EMBEDDED,
+    AlignSettings,
+    AudioSettings,
+    CorpusSettings,
+    DpoSettings,
+    EvaluateSettings,
+    LoraSettings,
+    ModelSettings,
+    PreferSettings,
+    RunSettings,
+    Section,
+    ServeSettings,
+    Settings,
+    SftSettings,
+    StageName,
+    StorageSettings,
+    SyntheticSettings,
+    Task,
+    TrainSettings,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "AlignSettings",
+    "AudioSettings",
+    "CorpusSettings",
+    "DpoSettings",
+    "EvaluateSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "PreferSettings",
+    "RunSettings",
+    "Section",
+    "ServeSettings",
+    "Settings",
+    "SettingsError",
+    "SftSettings",
+    "StageName",
+    "StorageSettings",
+    "SyntheticSettings",
+    "Task",
+    "TrainSettings",
+    "load_settings",
+]

@@ -1,0 +1,224 @@
+"""The typed settings tree: one class a component, one field a setting.
+
+Every value has a default that runs on a laptop with nothing configured (the embedded defaults of
+docs/architecture.md). The published setting is the same tree with other values.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+EMBEDDED = "embedded"
+"""The value of ``storage.uri`` that asks for the embedded S3 server."""
+
+Task = Literal[
+    "Identification",
+    "Classification",
+    "Report",
+    "Reasoning",
+    "Differential Diagnosis",
+    "Comparison",
+    "Location",
+]
+"""StethoBench's seven tasks."""
+
+
+StageName = Literal["align", "sft", "dpo"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class StorageSettings(Section):
+    """Where corpora and checkpoints live: any S3 endpoint, or the embedded server."""
+
+    uri: str = Field(EMBEDDED, pattern=r"^(embedded|s3://[a-z0-9][a-z0-9.-]+(/.*)?)$")
+    endpoint_url: str | None = None
+    access_key: str | None = None
+    secret_key: SecretStr | None = None
+    region: str = "us-east-1"
+
+
+class RunSettings(Section):
+    """Name and seed of a run. The same name again continues it."""
+
+    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class SyntheticSettings(Section):
+    """Size of the embedded corpus (corpus.source = synthetic)."""
+
+    patients: int = Field(320, ge=8)
+    seconds: float = Field(7.0, gt=1.0, le=60.0)
+
+
+class CorpusSettings(Section):
+    """What ingest reads and where its shards lie."""
+
+    uri: str | None = Field(None, pattern=r"^s3://.+")
+    """Shards. Default: <storage.uri>/runs/<run.name>/corpus."""
+    source: str = "synthetic"
+    jsonl: str | None = None
+    audio: str | None = None
+    max_reject_fraction: float = Field(0.01, ge=0.0, le=1.0)
+    shard_bytes: int = Field(128 * 2**20, ge=2**16)
+    row_group_rows: int = Field(64, ge=1)
+    synthetic: SyntheticSettings = SyntheticSettings()
+
+
+class AudioSettings(Section):
+    """Bounds on every sound that is decoded, from a corpus or over HTTP."""
+
+    max_bytes: int = Field(64 * 2**20, gt=0)
+    max_seconds: float = Field(600.0, gt=0)
+    min_rate: int = Field(1_000, gt=0)
+    max_rate: int = Field(192_000, gt=0)
+    max_channels: int = Field(2, ge=1)
+
+
+class LoraSettings(Section):
+    """LoRA on the attention projections of the language model (published: r 8, alpha 32, 0.1)."""
+
+    r: int = Field(8, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+
+
+class ModelSettings(Section):
+    """Which parts make the model, and which checkpoint it starts from."""
+
+    language_model: str = "smollm2-135m"
+    audio_encoder: Literal["cola", "ast", "clap"] = "cola"
+    init_from: str | None = None
+    prompt_style: Literal["plain", "chat"] = "plain"
+    projector_dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    lora: LoraSettings = LoraSettings()
+
+
+class TrainSettings(Section):
+    """Shared by the three stages; align.*, sft.* and dpo.* take the same keys and win for theirs."""
+
+    workers: int = Field(2, ge=1)
+    use_gpu: bool = False
+    cpus_per_worker: float | None = Field(None, gt=0)
+    """Default: what Ray has, less one CPU for reading, shared by the workers; at most 1 each without a GPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    max_steps: int | None = Field(None, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    learning_rate: float = Field(5e-5, gt=0)
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1)
+    """Samples a worker and step."""
+    tokens_per_batch: int | None = Field(None, ge=64)
+    """Padded tokens a worker and step; wins over batch_size."""
+    max_tokens: int = Field(256, ge=16)
+    """Longest prompt plus response, in tokens; a longer sample is an error that names it."""
+    checkpoint_every: int = Field(100, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    max_failures: int = Field(3, ge=0)
+    log_every: int = Field(5, ge=1)
+
+
+class AlignSettings(TrainSettings):
+    """Audio-text alignment: contrastive and captioning loss; the language model is frozen."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    epochs: float = Field(4.0, gt=0)
+    batch_size: int = Field(16, ge=1)
+    contrastive_weight: float = Field(1.0, ge=0)
+    caption_weight: float = Field(0.0, ge=0)
+    temperature: float = Field(0.1, gt=0)
+
+
+class SftSettings(TrainSettings):
+    """Supervised fine-tuning: LoRA, projector and encoder learn the responses."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+
+
+class DpoSettings(TrainSettings):
+    """Multimodal DPO: LoRA and projector learn preferences; the encoder is frozen."""
+
+    learning_rate: float = Field(3e-6, gt=0)
+    batch_size: int = Field(2, ge=1)
+    beta: float = Field(0.5, gt=0)
+    lambda_conditional: float = Field(0.5, ge=0)
+    lambda_anchor: float = Field(1.5, ge=0)
+    anchor_margin: float = 0.5
+    chosen: Literal["candidate", "reference"] = "candidate"
+
+
+class PreferSettings(Section):
+    """Preference pairs: candidates from the SFT model, scored against the reference answer."""
+
+    pairs: int = Field(32, ge=1)
+    candidates: int = Field(5, ge=2)
+    temperatures: list[float] = [0.7, 0.85, 1.0, 1.15, 1.3]
+    max_new_tokens: int = Field(64, ge=1)
+    scorer: str = "minilm"
+
+
+class EvaluateSettings(Section):
+    """Generation over a split and the table made of it."""
+
+    split: str = "test"
+    max_examples: int | None = Field(None, ge=1)
+    batch_size: int = Field(32, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
+    controls: bool = True
+    scorer: str = "minilm"
+    judge: str | None = None
+    gate: dict[str, float] | None = None
+
+
+class ServeSettings(Section):
+    """The endpoint."""
+
+    model: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(2, ge=1)
+    target_ongoing_requests: int = Field(4, ge=1)
+    max_queued_requests: int = Field(64, ge=1)
+    request_timeout_s: float = Field(120.0, gt=0)
+    max_body_bytes: int = Field(32 * 2**20, gt=0)
+    max_new_tokens: int = Field(240, ge=1)
+    cpus_per_replica: float = Field(1.0, gt=0)
+    gpus_per_replica: float = Field(0.0, ge=0)
+    api_keys_file: str | None = None
+
+
+class Settings(Section):
+    """The whole tree."""
+
+    storage: StorageSettings = StorageSettings()
+    run: RunSettings = RunSettings()
+    corpus: CorpusSettings = CorpusSettings()
+    audio: AudioSettings = AudioSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    align: AlignSettings = AlignSettings()
+    sft: SftSettings = SftSettings()
+    dpo: DpoSettings = DpoSettings()
+    prefer: PreferSettings = PreferSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    serve: ServeSettings = ServeSettings()
+
+    def stage(self, name: StageName) -> TrainSettings:
+        """Settings of one stage: its own explicit keys, then explicit ``train`` keys, then its defaults."""
+        stage: TrainSettings = getattr(self, name)
+        shared = {
+            key: getattr(self.train, key)
+            for key in self.train.model_fields_set - stage.model_fields_set
+        }
+        return stage.model_copy(update=shared)
