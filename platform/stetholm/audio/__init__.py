@@ -1,0 +1,1 @@
+"""Sound: bounded decoding, resampling, the log-mel front end, augmentation, degradation, synthesis (no torch)."""

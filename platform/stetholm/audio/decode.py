@@ -1,0 +1,150 @@
+"""Bounded decoding of untrusted audio bytes, and lossless FLAC encoding.
+
+Audio bytes are hostile: their size is checked first, then the header, and the seconds are counted while
+decoding, because a header may promise anything. libsndfile (through ``soundfile``) does the decoding.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from stetholm.errors import UserError
+from stetholm.settings import AudioSettings
+
+FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
+"""Containers accepted, by libsndfile's names."""
+
+_BLOCK_SECONDS = 30
+_DEEP_SUBTYPES = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE"})
+_MAX_CHUNKS = 1_000
+# Writers to a pipe leave the size of the data chunk near its maximum: then the header promises nothing.
+_UNKNOWN_SIZE = 0x7FFF_0000
+
+
+class AudioError(UserError):
+    """A sound that cannot be used. The message names the reason; the caller adds the file."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A decoded recording.
+
+    Attributes:
+        samples: mono waveform, float32 ``(n,)``, n >= 1, finite, within [-1, 1].
+        rate: sampling rate in Hz.
+        bits: bit depth to keep, 16 or 24.
+    """
+
+    samples: NDArray[np.float32]
+    rate: int
+    bits: int
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds."""
+        return len(self.samples) / self.rate
+
+
+def decode(data: bytes, limits: AudioSettings = AudioSettings()) -> Sound:  # noqa: B008 (immutable)
+    """Decode WAV, FLAC, OGG or MP3 bytes to mono (mean of the channels) within ``limits``.
+
+    A float source that exceeds full scale is scaled down to it as a whole, so that nothing is clipped.
+
+    Raises:
+        AudioError: too large, not decodable, outside the limits, truncated, empty or not finite.
+    """
+    if len(data) > limits.max_bytes:
+        raise AudioError(f"audio of {len(data)} bytes is larger than audio.max_bytes = {limits.max_bytes}")
+    if not data:
+        raise AudioError("audio is empty (0 bytes)")
+    _refuse_truncated_wav(data)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as source:
+            _check_header(source, limits)
+            samples = np.concatenate([np.zeros(0, np.float32), *_mono_blocks(source, limits)])
+            _check_samples(samples, source)
+            return Sound(_fit_full_scale(samples), source.samplerate, 24 if source.subtype in _DEEP_SUBTYPES else 16)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"not a readable WAV, FLAC, OGG or MP3: {error.error_string.strip(' .')}") from error
+
+
+def encode_flac(sound: Sound) -> bytes:
+    """FLAC bytes of ``sound``, quantised to ``sound.bits``: exact for samples that came from 16 or 24-bit PCM.
+
+    Raises:
+        AudioError: FLAC cannot hold it (an odd sampling rate, no samples).
+    """
+    if not len(sound.samples):
+        raise AudioError("audio holds no samples")
+    full_scale = 1 << (sound.bits - 1)
+    scaled = np.rint(np.asarray(sound.samples, np.float64) * full_scale)
+    quantised = np.clip(scaled, -full_scale, full_scale - 1).astype(np.int32)
+    # libsndfile reads the upper bits of an int32.
+    pcm = quantised.astype(np.int16) if sound.bits == 16 else quantised << (32 - sound.bits)
+    buffer = io.BytesIO()
+    try:
+        soundfile.write(buffer, pcm, sound.rate, format="FLAC", subtype=f"PCM_{sound.bits}")
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"FLAC cannot hold audio at {sound.rate} Hz: {error.error_string.strip(' .')}") from error
+    return buffer.getvalue()
+
+
+def _check_header(source: soundfile.SoundFile, limits: AudioSettings) -> None:
+    if source.format not in FORMATS:
+        raise AudioError(f"audio format {source.format} is not supported: use WAV, FLAC, OGG or MP3")
+    if not limits.min_rate <= source.samplerate <= limits.max_rate:
+        raise AudioError(
+            f"sampling rate {source.samplerate} Hz is outside audio.min_rate..max_rate = "
+            f"{limits.min_rate}..{limits.max_rate}"
+        )
+    if source.channels > limits.max_channels:
+        raise AudioError(f"{source.channels} channels are more than audio.max_channels = {limits.max_channels}")
+
+
+def _mono_blocks(source: soundfile.SoundFile, limits: AudioSettings) -> Iterator[NDArray[np.float32]]:
+    """Mono blocks until the source ends; stops with an error once more than ``max_seconds`` are decoded."""
+    decoded, most = 0, limits.max_seconds * source.samplerate
+    while len(block := source.read(_BLOCK_SECONDS * source.samplerate, dtype="float32", always_2d=True)):
+        decoded += len(block)
+        if decoded > most:
+            raise AudioError(f"audio is longer than audio.max_seconds = {limits.max_seconds:g}")
+        yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+
+
+def _check_samples(samples: NDArray[np.float32], source: soundfile.SoundFile) -> None:
+    if not len(samples):
+        raise AudioError("audio holds no samples")
+    # A frame count of lossy formats is an estimate; of FLAC it is a promise (absurd when unknown).
+    if source.format == "FLAC" and len(samples) < source.frames < 1 << 36:
+        raise AudioError(f"audio is truncated: {len(samples)} of {source.frames} samples are there")
+    if not np.isfinite(samples).all():
+        raise AudioError("audio holds samples that are not finite (NaN or infinite)")
+
+
+def _fit_full_scale(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    peak = float(np.abs(samples).max())
+    return samples if peak <= 1.0 else (samples / np.float32(peak)).astype(np.float32)
+
+
+def _refuse_truncated_wav(data: bytes) -> None:
+    """Libsndfile silently shortens a WAV that ends before its data chunk does; we do not."""
+    if data[:4] not in (b"RIFF", b"RIFX") or data[8:12] != b"WAVE":
+        return
+    order = "little" if data[:4] == b"RIFF" else "big"
+    position = 12
+    for _ in range(_MAX_CHUNKS):
+        if position + 8 > len(data):
+            return
+        size = int.from_bytes(data[position + 4 : position + 8], order)  # type: ignore[arg-type]
+        if data[position : position + 4] == b"data":
+            there = len(data) - position - 8
+            if there < size < _UNKNOWN_SIZE:
+                raise AudioError(f"audio is truncated: {there} of {size} bytes of samples are there")
+            return
+        position += 8 + size + size % 2
