@@ -20,7 +20,8 @@ help: ## list the targets
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: ## build .venv with all that the other targets need
-	@if [ -z "$(PYTHON)" ]; then echo "setup: no Python 3.11 or newer found: install one, or make PYTHON=<path>" >&2; exit 2; fi
+	@if ! $(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  echo "setup: Python 3.11 or newer is needed: install one, or make PYTHON=<path to one>" >&2; exit 2; fi
 	@$(PYTHON) scripts/setup_env.py
 
 demo: setup ## the whole path on this machine: recordings to answers. JSONL= AUDIO= RUN= SET=

@@ -1,0 +1,1 @@
+"""``make demo``: the whole path on one machine, through the same jobs that ``ray job submit`` runs."""

@@ -1,0 +1,186 @@
+"""The demo's steps, in order: jobs, table, endpoint, questions, and an account of what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from stetholm import processes, runs
+from stetholm.demo import questions, submit
+from stetholm.demo.display import JobDisplay, clock
+from stetholm.demo.endpoint import Endpoint, endpoint
+from stetholm.demo.footprint import Footprint
+from stetholm.demo.head import Head, ray_head
+from stetholm.errors import UserError
+from stetholm.settings import Settings, load_settings
+from stetholm.storage import Storage, home, open_storage
+
+JOBS = ("ingest", "align", "sft", "prefer", "dpo", "evaluate")
+ROOT = Path(__file__).resolve().parents[3]
+SHOWN = ("recordings", "pairs", "rejected", "steps", "loss_first", "loss_last", "samples_per_second")
+"""Numbers of a job's RESULT that its closing line shows."""
+GOING_S = 15.0
+"""How long processes may take to go after their owner has ended."""
+
+
+class DemoFailed(UserError):
+    """A step failed; the message is its one clear line."""
+
+    def __init__(self, step: str, message: str, log: Path, status: int) -> None:
+        super().__init__(f"{step} failed: {message}")
+        self.log = log
+        self.status = status
+
+
+@dataclass
+class Timing:
+    """Seconds of each step, in the order in which they ran."""
+
+    steps: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time the block."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.steps[name] = time.monotonic() - started
+
+
+class Demo:
+    """One run of the demo."""
+
+    def __init__(self, overrides: list[str], console: Console) -> None:
+        """Read the settings; nothing is started yet.
+
+        Raises:
+            UserError: a setting is wrong.
+        """
+        config = ROOT / "cluster.yaml"
+        self.settings: Settings = load_settings(config if config.exists() else None, overrides)
+        self.overrides = overrides
+        self.console = console
+        self.timing = Timing()
+        self.footprint = Footprint()
+        self.logs = home() / "logs" / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def run(self) -> None:
+        """All of it. Whatever was started is ended, however this ends."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        processes.record("demo")
+        self.console.print(f"run [bold]{self.settings.run.name}[/bold]   logs {self.logs}")
+        try:
+            with self.footprint, ExitStack() as stack:
+                self._steps(stack)
+        finally:
+            self._clear()
+            processes.forget()
+        self._summary()
+
+    def _steps(self, stack: ExitStack) -> None:
+        with self.timing.step("start"):
+            storage = open_storage(self.settings.storage)
+            stack.callback(storage.close)
+            head = stack.enter_context(ray_head(self.logs))
+        self.console.print(f"dashboard {head.dashboard}   (it asks for the token in {head.token_file})")
+        for job in JOBS:
+            self._job(head, job)
+        self._table(storage)
+        with self.timing.step("deploy"):
+            up = stack.enter_context(self._endpoint(head))
+        with self.timing.step("questions"):
+            self._ask(storage, up)
+        with self.timing.step("stop"):
+            stack.close()
+
+    def _job(self, head: Head, job: str) -> None:
+        """Run one job and print its result."""
+        log = self.logs / f"{job}.log"
+        with self._failing(job, log), self.timing.step(job), JobDisplay(self.console, job) as display:
+            entrypoint = submit.command(f"jobs/{job}.py", self.overrides)
+            result = submit.run_job(head.client(), job, entrypoint, ROOT, log, display.show)
+        self.results[job] = result
+        numbers = "  ".join(f"{key} {number(result[key])}" for key in SHOWN if key in result)
+        seconds = clock(self.timing.steps[job])
+        self.console.print(f"[green]✓[/green] {job:<9} {seconds:>6}  {numbers}", soft_wrap=True)
+        self.console.print(f"            {result.get('output', '')}", style="dim", soft_wrap=True)
+
+    @contextmanager
+    def _endpoint(self, head: Head) -> Iterator[Endpoint]:
+        log = self.logs / "serve.log"
+        with self._failing("serve", log):
+            model = str(self.results["dpo"]["output"])
+            with endpoint(head, model, self.overrides, ROOT, log) as up:
+                self.console.print(f"endpoint  {up.url}   ({model})", soft_wrap=True)
+                yield up
+
+    @contextmanager
+    def _failing(self, step: str, log: Path) -> Iterator[None]:
+        """Turn what a step raises into the demo's own failure, which names the step's log."""
+        try:
+            yield
+        except DemoFailed:
+            raise
+        except submit.JobFailed as error:
+            raise DemoFailed(step, str(error), log, error.status) from error
+        except UserError as error:
+            raise DemoFailed(step, str(error), log, 1) from error
+
+    def _table(self, storage: Storage) -> None:
+        text = storage.read_text(runs.run_uri(self.settings, storage, "evaluate", "table.md"))
+        (self.logs / "table.md").write_text(text)
+        self.console.print(Markdown(text))
+
+    def _ask(self, storage: Storage, up: Endpoint) -> None:
+        asked = questions.questions(storage, runs.corpus_uri(self.settings, storage), self.settings.evaluate.split)
+        with self._failing("questions", self.logs / "serve.log"):
+            for question, answer in questions.ask(up.url, asked, up.api_key):
+                self.console.print(f"\n[bold]{question.kind}[/bold] ({question.task}; {question.source})")
+                for title, text in (
+                    ("question", question.instruction),
+                    ("reference", question.reference),
+                    ("answer", answer),
+                ):
+                    self.console.print(f"  {title:<9} {text}", markup=False)
+        self.console.print("For research only, not for clinical use.\n", style="dim")
+
+    def _clear(self) -> None:
+        """See to it that nothing this demo started still runs."""
+        psutil.wait_procs(self.footprint.left(), timeout=GOING_S)
+        for name in self.footprint.end_left():
+            self.console.print(f"ended a process that was left: {name}", style="yellow", markup=False)
+
+    def _summary(self) -> None:
+        """Times, memory, and whether the model has learned."""
+        table = Table(title="What it took", show_header=False)
+        for name, seconds in self.timing.steps.items():
+            table.add_row(name, clock(seconds))
+        table.add_row("in all", clock(sum(self.timing.steps.values())), style="bold")
+        table.add_row("peak memory", f"{self.footprint.peak_bytes / 2**30:.2f} GiB", style="bold")
+        for name, value in accuracies(self.results["evaluate"]).items():
+            table.add_row(name, value, style="bold")
+        self.console.print(table)
+        self.console.print("Nothing is left running.")
+
+
+def number(value: Any) -> str:
+    """A number of a result, short."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def accuracies(evaluated: dict[str, Any]) -> dict[str, str]:
+    """Binary accuracy with the recordings, and with the two controls."""
+    overall = evaluated.get("overall", {})
+    return {f"overall {key}": number(value) for key, value in overall.items() if isinstance(value, int | float)}
