@@ -1,0 +1,1 @@
+"""The three training stages: alignment, supervised fine-tuning and multimodal DPO."""

@@ -1,0 +1,165 @@
+"""What happens around the Trainer's steps: resuming, the ledger, checkpoints, progress, stopping."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from stetholm import progress as terminal
+from stetholm.corpus.ledger import Ledger
+from stetholm.errors import UserError
+from stetholm.model import StethoLMProcessor
+from stetholm.model.checkpoint import checkpoint_names, save_checkpoint
+from stetholm.training.state import Progress, gather_moments, gather_weights, restore_moments, save_training_state
+
+Report = Callable[[dict[str, Any], Path | None], None]
+"""Hands a checkpoint folder (rank 0) or None (the others) and numbers to whoever keeps them; all ranks call it."""
+
+
+class TrainingLoop(TrainerCallback):
+    """Keeps a run resumable and visible.
+
+    Args:
+        trainer: a stage's trainer with its batches in use.
+        processor: saved with each checkpoint.
+        name: of the stage, for the progress line.
+        progress: where the run stands; step > 0 goes on from there.
+        resume: optimizer moments and scheduler state of that point, or None.
+        every: steps between checkpoints.
+        finish: writes the files that are not the trainer's (settings, lineage, model card), the last first.
+        report: see :data:`Report`.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        processor: StethoLMProcessor,
+        name: str,
+        progress: Progress,
+        resume: tuple[dict[str, torch.Tensor], dict[str, Any]] | None,
+        every: int,
+        finish: Callable[[Path, Progress], None],
+        report: Report,
+    ) -> None:
+        self.trainer, self.processor, self.progress = trainer, processor, progress
+        self._resume, self._every, self._finish, self._report = resume, every, finish, report
+        self._ledger = Ledger.from_json(progress.ledger) if progress.ledger else Ledger()
+        self._fresh = Ledger()
+        self._saved_step = progress.step
+        self._started = 0.0
+        self._line = terminal.Progress(name, progress.steps, unit="steps") if _rank() == 0 else None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on from the checkpoint: step, optimizer, schedule."""
+        if self._resume is not None:
+            moments, scheduler = self._resume
+            restore_moments(self.trainer.model_wrapped, moments, self.progress.step)
+            state.global_step = self.progress.step
+            self.trainer.lr_scheduler.load_state_dict(scheduler)
+        self._started = time.monotonic()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Seed dropout by (seed, step, rank), so that a resumed run draws what an uninterrupted one draws."""
+        torch.manual_seed(hash((args.seed, state.global_step, _rank())) % 2**63)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note what the step consumed; save when it is time; stop when no rank has samples left."""
+        for epoch, sample_id in self.trainer.consumed:
+            self._fresh.add(epoch, [sample_id])
+        self.progress.step = state.global_step
+        last = self.trainer.batches.at_end or state.global_step >= args.max_steps
+        if last:
+            control.should_training_stop = True
+            control.should_log = True
+        elif state.global_step % self._every == 0:
+            self.save()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the loss and show it."""
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {state.global_step}; the last good checkpoint is of step "
+                f"{self._saved_step}. Lower train.learning_rate or look at the samples of these steps"
+            )
+        self.progress.loss_first = loss if self.progress.loss_first is None else self.progress.loss_first
+        self.progress.loss_last = loss
+        if self._line is not None:
+            self._line.update(state.global_step, loss=round(loss, 4))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save what the last steps did."""
+        if self.progress.step > self._saved_step:
+            self.save()
+        if self._line is not None:
+            self._line.close()
+
+    def save(self) -> None:
+        """Write a checkpoint of this step; a collective call."""
+        self._count()
+        model, engine = self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.model_wrapped
+        weights = gather_weights(model, checkpoint_names(model))
+        moments = gather_moments(engine)
+        folder = None
+        if _rank() == 0:
+            folder = Path(mkdtemp(prefix="stetholm-checkpoint-"))
+            save_checkpoint(model, self.processor, folder, state_dict=weights)
+            save_training_state(folder, self.progress, moments, self.trainer.lr_scheduler.state_dict())
+            self._finish(folder, self.progress)
+        self._saved_step = self.progress.step
+        self._report({"step": self.progress.step, "loss": self.progress.loss_last}, folder)
+
+    def _count(self) -> None:
+        """Bring the ranks' ledgers together, and the time up to date."""
+        now = time.monotonic()
+        self.progress.seconds += now - self._started
+        self._started = now
+        parts: list[Any] = [None] * _world_size()
+        if dist.is_initialized():
+            dist.all_gather_object(parts, self._fresh.to_json())
+        else:
+            parts = [self._fresh.to_json()]
+        for part in parts:
+            fresh = Ledger.from_json(part)
+            self.progress.samples += len(fresh)
+            self._ledger.merge(fresh)
+        self._fresh = Ledger()
+        self.progress.ledger = self._ledger.to_json()
+
+
+def any_left(mine: bool) -> bool:
+    """True if any rank passes True."""
+    if not dist.is_initialized():
+        return mine
+    flag = torch.tensor([int(mine)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1

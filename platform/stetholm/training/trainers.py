@@ -1,0 +1,237 @@
+"""TRL's trainers on our batches: one small subclass a stage.
+
+All three take their batches from a :class:`~stetholm.training.batches.StepBatches` and note in ``consumed`` which
+samples each step used; loss, metrics and optimizer stay TRL's own except where a class says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor
+from stetholm.model.lora import reference
+from stetholm.settings import AlignSettings, DpoSettings
+from stetholm.training.batches import Batch, StepBatches
+from stetholm.training.losses import anchor_loss, conditional_loss, contrastive_loss, mean_logps, text_groups
+from stetholm.training.response_head import install_response_head
+
+
+class StageTrainer:
+    """What the stages share. Mixed into a TRL trainer, before it."""
+
+    batches: StepBatches
+    consumed: list[tuple[int, str]]
+
+    def use(self, batches: StepBatches) -> None:
+        """Train on ``batches``, scoring response positions only."""
+        self.batches = batches
+        self.consumed = []
+        install_response_head(self.model)  # type: ignore[attr-defined]
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """The batches as they come: they are made and ordered already."""
+        return DataLoader(self.batches, batch_size=None)
+
+    def take(self, inputs: Batch) -> bool:
+        """Note the step's samples; False if this rank has none left and only keeps step."""
+        self.consumed = inputs.pop("samples")
+        return bool(self.consumed)
+
+    def note(self, **values: Tensor) -> None:
+        """Add numbers to the next log line."""
+        for key, value in values.items():
+            self._metrics["train"][key].append(float(value.detach()))  # type: ignore[attr-defined]
+
+
+class SftTrainer(StageTrainer, SFTTrainer):
+    """Supervised fine-tuning: TRL's loss over response tokens."""
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        """TRL's loss; a rank without samples has no labels and so adds zero."""
+        self.take(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class AlignTrainer(StageTrainer, SFTTrainer):
+    """Audio-text alignment: projected audio against the language model's own reading of the response.
+
+    Our choice where the paper is silent, after AcuLa (arXiv 2512.04847); see docs/choices.md.
+    """
+
+    settings: AlignSettings
+
+    def use_settings(self, settings: AlignSettings) -> None:
+        """Weights and temperature of the losses."""
+        self.settings = settings
+        self._texts: dict[str, Tensor] = {}
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        """Contrastive loss plus, if it has a weight, the captioning loss through the projector."""
+        taken = self.take(inputs)
+        responses, rows = inputs.pop("responses"), inputs.pop("rows")
+        module = self.accelerator.unwrap_model(model)
+        prefix = module.encode_audio(inputs["input_features"])
+        loss = prefix.float().sum() * 0.0  # keeps an empty rank's gradients in step with the others'
+        if taken:
+            audio = _mean_by(prefix.float().mean(dim=1), rows, len(responses))
+            contrast = contrastive_loss(
+                audio,
+                self._represent(module, responses).to(audio),
+                text_groups(responses).to(audio.device),
+                self.settings.temperature,
+            )
+            self.note(contrastive=contrast)
+            loss = loss + self.settings.contrastive_weight * contrast
+        if self.settings.caption_weight:
+            caption = self._caption(model, prefix, inputs, num_items_in_batch)
+            self.note(caption=caption)
+            loss = loss + self.settings.caption_weight * caption
+        return loss
+
+    def _caption(self, model: Any, prefix: Tensor, inputs: Batch, items: Tensor | None) -> Tensor:
+        known = {key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}
+        outputs = model(**known, audio_embeds=prefix, fused_lm_head=True)
+        total = -outputs.log_probs.sum()
+        # The count is of all ranks, and gradients are averaged over them.
+        return total / max(int(outputs.label_mask.sum()), 1) if items is None else (
+            total * self.accelerator.num_processes / items
+        )
+
+    def _represent(self, module: StethoLMForConditionalGeneration, responses: list[str]) -> Tensor:
+        """(N, d) text representations; the language model is frozen, so each text is read once."""
+        tokenizer = self.processing_class.tokenizer
+        for text in responses:
+            if text not in self._texts:
+                ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=module.device)
+                with torch.no_grad():
+                    hidden = module.hidden_states_of_text(ids, torch.ones_like(ids))
+                self._texts[text] = hidden[0].float().mean(dim=0)
+        return torch.stack([self._texts[text] for text in responses])
+
+
+class MdpoTrainer(StageTrainer, DPOTrainer):
+    """Multimodal DPO: TRL's length-averaged DPO term plus the conditional and the anchor term.
+
+    One forward of the policy scores chosen-clean, rejected-clean and chosen-degraded rows together; the reference is
+    the same model with the stage's adapter off and the projector of before.
+    """
+
+    settings: DpoSettings
+
+    def use_settings(self, settings: DpoSettings) -> None:
+        """Weights of the terms."""
+        self.settings = settings
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # batches come from `use`, tokenised already
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # the reference is scored in each step: degraded audio differs by epoch
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        """L = L_dpo (TRL) + lambda_conditional L_cond + lambda_anchor L_anchor."""
+        weight = 1.0 if self.take(inputs) else 0.0
+        module = self.accelerator.unwrap_model(model)
+        ids, labels = inputs["input_ids"], inputs["labels"]
+        with torch.no_grad(), reference(module):
+            frozen = self._score(module, module, inputs).log_probs
+        scored = self._score(model, module, inputs)
+        policy = mean_logps(scored.log_probs, labels).chunk(3)
+        before = mean_logps(frozen, labels).chunk(3)
+        pairs = len(ids) // 3 * 2
+        ref_chosen, ref_rejected = frozen[:pairs].sum(dim=1).chunk(2)
+        dpo = super()._compute_loss(
+            _Scored(scored, pairs),
+            {
+                "input_ids": ids[:pairs],
+                "attention_mask": inputs["attention_mask"][:pairs],
+                "completion_mask": (labels[:pairs] != -100).long(),
+                "ref_chosen_logps": ref_chosen,
+                "ref_rejected_logps": ref_rejected,
+            },
+            return_outputs=False,
+        )
+        s = self.settings
+        conditional = conditional_loss(policy[0], policy[2], before[0], before[2], s.beta)
+        anchor = anchor_loss(policy[0], before[0], s.beta, s.anchor_margin)
+        self.note(
+            dpo=dpo,
+            conditional=conditional,
+            anchor=anchor,
+            audio_margin=(policy[0] - policy[2]).mean(),
+            margin=(policy[0] - policy[1]).mean(),
+        )
+        return weight * (dpo + s.lambda_conditional * conditional + s.lambda_anchor * anchor)
+
+    def _score(self, model: Any, module: StethoLMForConditionalGeneration, inputs: Batch) -> Any:
+        """Per-token log-probabilities of 3N rows; each distinct spectrogram goes through the encoder once."""
+        clean, degraded = module.encode_audio(inputs["input_features"]).chunk(2)
+        return model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            audio_embeds=torch.cat([clean, clean, degraded]),
+            labels=inputs["labels"],
+            fused_lm_head=True,
+        )
+
+
+class _Scored:
+    """Stands where TRL expects a model: gives the first rows of a forward that has been made."""
+
+    def __init__(self, outputs: Any, rows: int) -> None:
+        self._outputs, self._rows = outputs, rows
+
+    def __call__(self, **_: Any) -> Any:
+        return type(self._outputs)(**{key: value[: self._rows] for key, value in vars(self._outputs).items()})
+
+
+def _mean_by(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """(count, d) means of the recordings of each row; ``rows`` (R,) says whose each recording is."""
+    weights = F.one_hot(rows.to(values.device), count).to(values)
+    return (weights.T @ values) / weights.sum(dim=0).clamp(min=1)[:, None]
+
+
+def stub_dataset(processor: StethoLMProcessor) -> Dataset:
+    """One row, because TRL's constructors look at the first; training never reads it."""
+    token = processor.tokenizer.eos_token_id
+    return Dataset.from_list([{"input_ids": [token], "labels": [token]}])
+
+
+def trainer_for(
+    stage: str,
+    model: StethoLMForConditionalGeneration,
+    processor: StethoLMProcessor,
+    arguments: dict[str, Any],
+    settings: Any,
+) -> Any:
+    """The trainer of ``stage`` (align, sft, dpo)."""
+    shared = {
+        "model": model,
+        "processing_class": processor,
+        "train_dataset": stub_dataset(processor),
+        "data_collator": list,
+    }
+    if stage == "dpo":
+        config = DPOConfig(**arguments, beta=settings.beta, loss_type=["sigmoid_norm"], precompute_ref_log_probs=True)
+        trainer: Any = MdpoTrainer(args=config, **shared)
+        trainer.use_settings(settings)
+        return trainer
+    config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
+    if stage == "align":
+        trainer = AlignTrainer(args=config, **shared)
+        trainer.use_settings(settings)
+        return trainer
+    return SftTrainer(args=config, **shared)

@@ -1,0 +1,174 @@
+"""What each training worker runs."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from stetholm.corpus.ledger import Ledger
+from stetholm.corpus.manifest import Manifest
+from stetholm.corpus.stream import CorpusStream
+from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor
+from stetholm.model.checkpoint import load_checkpoint
+from stetholm.model.fresh import build_model
+from stetholm.model.lora import set_trainable
+from stetholm.settings import DpoSettings, Settings, StageName, TrainSettings
+from stetholm.storage import Storage
+from stetholm.training.arguments import trainer_arguments
+from stetholm.training.batches import BatchPlan, StepBatches
+from stetholm.training.collate import Collate, Prepare, answers_of
+from stetholm.training.lineage import Lineage, write_lineage
+from stetholm.training.loop import Report, TrainingLoop, any_left
+from stetholm.training.precision import frozen_dtype
+from stetholm.training.state import Progress, load_training_state
+from stetholm.training.trainers import trainer_for
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One stage of one run: what a worker needs to know, picklable.
+
+    Attributes:
+        stage: align, sft or dpo.
+        settings: the whole tree.
+        storage: open storage.
+        corpus: URI of the corpus (for dpo: of the preference pairs).
+        lineage: what the checkpoints will say of themselves.
+    """
+
+    stage: StageName
+    settings: Settings
+    storage: Storage
+    corpus: str
+    lineage: Lineage
+
+    @property
+    def train(self) -> TrainSettings:
+        """The stage's settings, resolved."""
+        return self.settings.stage(self.stage)
+
+
+def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
+    """Train this worker's part of ``job``; alone, or with torch.distributed initialised as one of several.
+
+    Args:
+        job: what to train.
+        resume: folder of a checkpoint of this very stage to go on from.
+        report: takes the checkpoints.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    progress, moments, scheduler = load_training_state(resume) if resume else (Progress(), None, None)
+    model, processor = _model(job, resume)
+    set_trainable(model, job.stage)
+    stream = _stream(job, processor, progress, rank, world)
+    plan = BatchPlan(job.train.batch_size, job.train.tokens_per_batch)
+    if progress.workers != world or _target(job) != progress.target:
+        progress.steps = progress.step + _steps(job, stream, plan, world, progress.step)
+        progress.workers, progress.target = world, _target(job)
+    scratch = Path(mkdtemp(prefix="stetholm-train-"))
+    arguments = trainer_arguments(job.train, job.settings.run.seed, max(progress.steps, 1), scratch)
+    trainer = trainer_for(job.stage, model, processor, arguments, job.train)
+    trainer.use(StepBatches(stream.rows, plan, Collate(job.stage, processor), any_left))
+    loop = TrainingLoop(
+        trainer,
+        processor,
+        job.stage,
+        progress,
+        (moments, scheduler) if moments is not None and scheduler is not None else None,
+        job.train.checkpoint_every,
+        partial(_finish, job),
+        report,
+    )
+    trainer.add_callback(loop)
+    if progress.step < progress.steps:
+        trainer.train()
+
+
+def _target(job: StageJob) -> list[float | None]:
+    return [job.train.max_steps, job.train.epochs]
+
+
+def _model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditionalGeneration, StethoLMProcessor]:
+    dtype = frozen_dtype(job.train.precision, job.train.use_gpu)
+    if resume is not None:
+        return load_checkpoint(str(resume), job.storage, dtype=dtype)
+    if job.lineage.parent is not None:
+        return load_checkpoint(job.lineage.parent, job.storage, dtype=dtype)
+    return build_model(job.settings.model, dtype=dtype, seed=job.settings.run.seed)
+
+
+def _stream(job: StageJob, processor: StethoLMProcessor, progress: Progress, rank: int, world: int) -> CorpusStream:
+    chosen = job.train.chosen if isinstance(job.train, DpoSettings) else "candidate"
+    return CorpusStream(
+        job.storage,
+        job.corpus,
+        split="train",
+        seed=job.settings.run.seed,
+        epochs=_epochs(job, world),
+        rank=rank,
+        world_size=world,
+        ledger=Ledger.from_json(progress.ledger) if progress.ledger else None,
+        extra_columns=("chosen", "rejected") if job.stage == "dpo" else (),
+        prepare=Prepare(processor, job.train.max_tokens, answers_of(job.stage, chosen)),
+        audio_limits=job.settings.audio,
+        augment=job.stage != "dpo",
+    )
+
+
+def _epochs(job: StageJob, world: int) -> int:
+    """Epochs to plan: as many as set, or with max_steps as many as that many steps can use up."""
+    if job.train.max_steps is None:
+        return math.ceil(job.train.epochs)
+    rows = max(Manifest.load(job.storage, job.corpus).split("train").rows, 1)
+    # A padded sample has 16 tokens or more.
+    a_step = job.train.tokens_per_batch // 16 if job.train.tokens_per_batch else job.train.batch_size
+    return math.ceil(job.train.max_steps * a_step * world / rows) + 1
+
+
+def _steps(job: StageJob, stream: CorpusStream, plan: BatchPlan, world: int, done: int) -> int:
+    """Steps still to make: until max_steps if set, else until the slowest rank has read its epochs."""
+    if job.train.max_steps is not None:
+        return max(job.train.max_steps - done, 0)
+    rows = max(stream.rows_of(rank) for rank in range(world))
+    return math.ceil(plan.steps(rows, stream.mean_tokens) * job.train.epochs / math.ceil(job.train.epochs))
+
+
+def _finish(job: StageJob, folder: Path, progress: Progress) -> None:
+    numbers: dict[str, Any] = {
+        "steps": progress.step,
+        "samples": progress.samples,
+        "loss, first": progress.loss_first,
+        "loss, last": progress.loss_last,
+    }
+    write_lineage(folder, job.lineage, job.settings, numbers)
+
+
+def ray_worker(config: dict[str, Any]) -> None:
+    """Ray Train's entry: the process group, the checkpoint to go on from, and where checkpoints go."""
+    import deepspeed
+    import ray.train
+
+    job: StageJob = config["job"]
+    deepspeed.init_distributed(dist_backend="nccl" if job.train.use_gpu else "gloo")
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        run_stage(job, None, _ray_report)
+        return
+    with checkpoint.as_directory() as folder:
+        run_stage(job, Path(folder), _ray_report)
+
+
+def _ray_report(numbers: dict[str, Any], folder: Path | None) -> None:
+    import ray.train
+
+    checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder is not None else None
+    ray.train.report(numbers, checkpoint=checkpoint)
