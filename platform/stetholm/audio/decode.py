@@ -71,7 +71,7 @@ def decode(data: bytes, limits: AudioSettings = AudioSettings()) -> Sound:  # no
             _check_samples(samples, source)
             return Sound(_fit_full_scale(samples), source.samplerate, 24 if source.subtype in _DEEP_SUBTYPES else 16)
     except soundfile.LibsndfileError as error:
-        raise AudioError(f"not a readable WAV, FLAC, OGG or MP3: {error.error_string.strip(' .')}") from error
+        raise AudioError(f"not a readable WAV, FLAC, OGG or MP3 ({_reason(error)})") from error
 
 
 def encode_flac(sound: Sound) -> bytes:
@@ -91,8 +91,12 @@ def encode_flac(sound: Sound) -> bytes:
     try:
         soundfile.write(buffer, pcm, sound.rate, format="FLAC", subtype=f"PCM_{sound.bits}")
     except soundfile.LibsndfileError as error:
-        raise AudioError(f"FLAC cannot hold audio at {sound.rate} Hz: {error.error_string.strip(' .')}") from error
+        raise AudioError(f"FLAC cannot hold audio at {sound.rate} Hz ({_reason(error)})") from error
     return buffer.getvalue()
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    return str(error.error_string).removeprefix("Error : ").strip(" .\n")
 
 
 def _check_header(source: soundfile.SoundFile, limits: AudioSettings) -> None:
