@@ -1,0 +1,236 @@
+"""Parquet shards: one row a pair, its recordings beside it as FLAC bytes. See docs/architecture.md for the columns."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stetholm.corpus.manifest import Counts, Manifest, ShardInfo, SplitInfo
+from stetholm.corpus.schema import SPLITS
+from stetholm.errors import UserError
+from stetholm.storage import Storage
+
+SHARD_BYTES = 128 * 2**20
+ROW_GROUP_ROWS = 64
+
+SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("recording_ids", pa.list_(pa.string()), nullable=False),
+        pa.field("audio", pa.list_(pa.binary()), nullable=False),  # FLAC, original rate and bit depth
+        pa.field("sampling_rate", pa.list_(pa.int32()), nullable=False),  # Hz
+        pa.field("seconds", pa.list_(pa.float32())),
+        pa.field("instruction", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("distribution", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("patient", pa.string(), nullable=False),
+        pa.field("site", pa.string()),
+        pa.field("device", pa.string()),
+        pa.field("model", pa.string()),
+    ]
+)
+"""Columns of every shard. Further ones may follow."""
+
+REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
+
+Row = Mapping[str, Any]
+
+
+def sample_id(recording_ids: Sequence[str], instruction: str, response: str, task: str) -> str:
+    """Id of a pair: 16 hex digits that depend on its content alone."""
+    parts = [*recording_ids, instruction, response, task]
+    # Lengths before contents, so that no two different lists of parts run together to the same bytes.
+    digest = hashlib.sha256(b"".join(len(part.encode()).to_bytes(8) + part.encode() for part in parts))
+    return digest.hexdigest()[:16]
+
+
+def shard_path(split: str, index: int) -> str:
+    """Where shard ``index`` of ``split`` lies below the corpus URI."""
+    return f"{split}/part-{index:05d}.parquet"
+
+
+class ShardWriter:
+    """Writes one shard to a temporary file and uploads it when closed; a context manager.
+
+    Args:
+        storage: where it goes.
+        corpus_uri: the corpus.
+        path: of the shard, below the corpus (:func:`shard_path`).
+        extra: columns after those of :data:`SCHEMA`.
+        row_group_rows: rows of a row group, the unit in which the stream reads.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        corpus_uri: str,
+        path: str,
+        *,
+        extra: Iterable[pa.Field] = (),
+        row_group_rows: int = ROW_GROUP_ROWS,
+    ) -> None:
+        self._storage, self._uri, self._path = storage, f"{corpus_uri.rstrip('/')}/{path}", path
+        self._schema = pa.schema([*SCHEMA, *extra])
+        self._row_group_rows = row_group_rows
+        self._pending: list[Row] = []
+        self._row_groups: list[int] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="stetholm-shard-")
+        self._file = Path(self._folder.name) / "shard.parquet"
+        self._parquet = pq.ParquetWriter(self._file, self._schema, **_parquet_options(self._schema))
+        self.bytes = 0
+        """Audio bytes taken so far: about the size of the shard."""
+
+    def write(self, row: Row) -> None:
+        """Add a row: a mapping with every column; those that may be null may be left out."""
+        self._pending.append(row)
+        self.bytes += sum(len(sound) for sound in row["audio"])
+        if len(self._pending) == self._row_group_rows:
+            self._flush()
+
+    def close(self) -> ShardInfo:
+        """Upload the shard and say what is in it."""
+        self._flush()
+        self._parquet.close()
+        with self._file.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = self._file.stat().st_size
+        self._storage.fs.put_file(str(self._file), self._storage.key(self._uri))
+        self._folder.cleanup()
+        return ShardInfo(self._path, sum(self._row_groups), self._row_groups, size, sha256)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parquet.close()
+        self._folder.cleanup()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        table = pa.Table.from_pylist([dict(row) for row in self._pending], schema=self._schema)
+        self._parquet.write_table(table, row_group_size=self._row_group_rows)
+        self._row_groups.append(len(self._pending))
+        self._pending = []
+
+
+def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """FLAC does not compress further, and statistics of it would be copies of recordings."""
+    leaves = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
+    texts = [leaf for leaf in leaves if not leaf.startswith("audio.")]
+    return {
+        "compression": {leaf: "zstd" if leaf in texts else "none" for leaf in leaves},
+        "use_dictionary": [leaf for leaf in texts if leaf != "sample_id"],
+        "write_statistics": texts,
+    }
+
+
+def write_corpus(
+    storage: Storage,
+    corpus_uri: str,
+    splits: Mapping[str, Iterable[Row] | Iterable[pa.Table]],
+    *,
+    inputs: Mapping[str, Any],
+    extra: Iterable[pa.Field] = (),
+    shard_bytes: int = SHARD_BYTES,
+    row_group_rows: int = ROW_GROUP_ROWS,
+    rejected: int = 0,
+) -> Manifest:
+    """Write rows, in the order in which they come, as a corpus that :class:`CorpusStream` reads.
+
+    A corpus that is already there is replaced: it is gone from the first moment, and the new one there at the last.
+
+    Args:
+        storage: where it goes.
+        corpus_uri: the new corpus.
+        splits: rows by split: mappings, or Arrow tables.
+        inputs: what the corpus was made from; kept in the manifest.
+        extra: columns after those of :data:`SCHEMA`, e.g. ``chosen`` and ``rejected`` of preference pairs.
+        shard_bytes: about how large a shard gets.
+        row_group_rows: rows of a row group.
+        rejected: number of pairs that were left out; kept in the manifest.
+
+    Raises:
+        UserError: a split has a name that is none.
+    """
+    if unknown := sorted(splits.keys() - set(SPLITS)):
+        raise UserError(f"split {unknown[0]!r}: choose from {', '.join(SPLITS)}")
+    Manifest.remove(storage, corpus_uri)
+    writer = _CorpusWriter(storage, corpus_uri, tuple(extra), shard_bytes, row_group_rows)
+    infos = {split: writer.split(split, _as_rows(rows)) for split, rows in splits.items()}
+    manifest = Manifest(infos, dict(inputs), len(writer.recordings), rejected)
+    remove_strays(storage, corpus_uri, manifest)
+    manifest.save(storage, corpus_uri)
+    return manifest
+
+
+class _CorpusWriter:
+    """Cuts rows into shards and keeps the counts."""
+
+    def __init__(
+        self, storage: Storage, corpus_uri: str, extra: tuple[pa.Field, ...], shard_bytes: int, row_group_rows: int
+    ) -> None:
+        self._storage, self._uri, self._extra = storage, corpus_uri, extra
+        self._shard_bytes, self._row_group_rows = shard_bytes, row_group_rows
+        self.recordings: set[str] = set()
+
+    def split(self, split: str, rows: Iterator[Row]) -> SplitInfo:
+        """Write all rows of a split."""
+        shards: list[ShardInfo] = []
+        counts = Counts()
+        row = next(rows, None)
+        while row is not None:
+            with self._open(split, len(shards)) as shard:
+                while row is not None and shard.bytes < self._shard_bytes:
+                    shard.write({**row, "split": split})
+                    counts.add([row])
+                    self.recordings.update(row["recording_ids"])
+                    row = next(rows, None)
+                shards.append(shard.close())
+        return SplitInfo(shards, counts.as_dict())
+
+    def _open(self, split: str, index: int) -> ShardWriter:
+        path = shard_path(split, index)
+        return ShardWriter(self._storage, self._uri, path, extra=self._extra, row_group_rows=self._row_group_rows)
+
+
+def _as_rows(rows: Iterable[Row] | Iterable[pa.Table]) -> Iterator[Row]:
+    for item in rows:
+        if isinstance(item, pa.Table):
+            yield from item.to_pylist()
+        else:
+            yield item
+
+
+def write_rejects(storage: Storage, corpus_uri: str, rejects: Iterable[tuple[str, int, str]]) -> str:
+    """Write ``rejects.parquet`` (also when it is empty) and return its URI."""
+    columns = list(zip(*rejects, strict=True)) or [[], [], []]
+    table = pa.table([pa.array(column, kind.type) for column, kind in zip(columns, REJECTS, strict=True)], REJECTS)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    where = f"{corpus_uri.rstrip('/')}/rejects.parquet"
+    storage.write_bytes(where, sink.getvalue().to_pybytes())
+    return where
+
+
+def remove_strays(storage: Storage, corpus_uri: str, manifest: Manifest) -> None:
+    """Remove shards that an attempt which did not come to its end left behind; nothing else is touched."""
+    base = corpus_uri.rstrip("/")
+    ours = {f"{base}/{shard.path}" for split in manifest.splits.values() for shard in split.shards}
+    for split in SPLITS:
+        for there in storage.list(f"{base}/{split}"):
+            name = there.rsplit("/", 1)[-1]
+            if there not in ours and name.startswith("part-") and name.endswith(".parquet"):
+                storage.fs.rm_file(storage.key(there))

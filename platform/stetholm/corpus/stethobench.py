@@ -1,0 +1,89 @@
+"""Reader of StethoBench's own format: one JSON Lines file beside a folder of recordings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from stetholm.corpus.schema import MAX_LINE_BYTES, Pair, PairError, parse_line
+from stetholm.errors import UserError
+from stetholm.storage import Storage
+
+_BOM = b"\xef\xbb\xbf"
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pair and where it stands."""
+
+    source: str
+    line: int
+    pair: Pair
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A pair that is left out, and why."""
+
+    source: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A StethoBench file at a path or an ``s3://`` URI."""
+
+    where: str
+    storage: Storage
+    name: str | None = None
+    """What ``rejects.parquet`` calls it, where that is not ``where``."""
+
+    def check(self) -> None:
+        """Raise a UserError if the file is not there."""
+        there = self.storage.exists(self.where) if self._remote else Path(self.where).is_file()
+        if not there:
+            raise UserError(f"corpus.jsonl: {self.where} is not a file")
+
+    def sha256(self) -> str:
+        """SHA-256 of the file, read once in pieces."""
+        digest = hashlib.sha256()
+        with self._open() as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def entries(self) -> Iterator[Entry | Reject]:
+        """Each line's pair, or why it is none. Blank lines do not count as pairs."""
+        source = self.name or self.where
+        with self._open() as file:
+            for line, raw in enumerate(bounded_lines(file), start=1):
+                raw = raw.removeprefix(_BOM) if line == 1 else raw
+                if not raw.strip():
+                    continue
+                try:
+                    yield Entry(source, line, parse_line(raw, line))
+                except PairError as error:
+                    yield Reject(source, line, error.reason)
+
+    @property
+    def _remote(self) -> bool:
+        return self.where.startswith("s3://")
+
+    def _open(self) -> AbstractContextManager[BinaryIO]:
+        if self._remote:
+            return cast(AbstractContextManager[BinaryIO], self.storage.fs.open(self.storage.key(self.where), "rb"))
+        return open(self.where, "rb")
+
+
+def bounded_lines(file: BinaryIO, limit: int = MAX_LINE_BYTES) -> Iterator[bytes]:
+    """Lines of ``file``; of one longer than ``limit`` bytes the first ``limit + 1``, so that no line fills memory."""
+    while line := file.readline(limit + 1):
+        yield line
+        while len(line) > limit and not line.endswith(b"\n"):
+            line = file.readline(limit + 1)
