@@ -1,0 +1,75 @@
+"""A Ray connection for the length of a job."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+MIN_LOCAL_CPUS = 4
+"""Fewest logical CPUs of a local session. Ray's CPUs are places for tasks, not cores: two training workers hold one
+each, and reading needs places beside them, or the workers would wait for data that nobody may read. On two cores the
+machine's scheduler shares them out."""
+
+OBJECT_STORE_BYTES = 2 * 2**30
+"""Of a local session: the streams need far less, and Ray's own default is 30 % of the machine's memory."""
+
+QUIET = {
+    "RAY_AUTH_MODE": "token",  # what a local Ray does by itself since 2.60, with a warning unless it is said
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; unset it is a warning in every job
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing of a clinic's machine is reported anywhere
+}
+
+
+@contextmanager
+def ray_session(num_cpus: float | None = None) -> Iterator[None]:
+    """Be connected to Ray within the block, and undo afterwards only what this began.
+
+    An already initialised Ray is used as it is. Else the cluster of ``RAY_ADDRESS`` is joined, which is what
+    ``ray job submit`` sets. Else a Ray of this process's own starts on this machine, and ends with the block.
+
+    Args:
+        num_cpus: logical CPUs of a Ray of our own; default the machine's, but at least four.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    began = not ray.is_initialized()
+    if began and os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+    elif began:
+        _start_local(num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
+    _quiet_data()
+    try:
+        yield
+    finally:
+        if began:
+            ray.shutdown()
+
+
+def _start_local(num_cpus: float) -> None:
+    """``address="local"``, or a stale record of another cluster would be joined."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+    )
+
+
+def _quiet_data() -> None:
+    """Ray Data's own bars off: our jobs show their own progress."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

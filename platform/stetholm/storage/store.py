@@ -1,0 +1,278 @@
+"""``Storage``: objects below one S3 URI, by s3fs for our own reads and writes and by pyarrow for Ray Data."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from stetholm.storage.embedded import hold_lease
+from stetholm.storage.paths import StorageError, home, locked
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+    import s3fs
+
+CONNECT_SECONDS = 10
+READ_SECONDS = 60
+ATTEMPTS = 4
+
+_connections: dict[tuple[int, str, Storage], Any] = {}
+"""Open filesystems by process id (they do not survive a fork), kind and storage."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Objects below ``uri``. Holds resolved settings only, so it can be pickled; each process connects by itself.
+
+    Use :func:`stetholm.storage.open_storage` to make one: it checks endpoint, keys and bucket.
+    """
+
+    uri: str
+    """``s3://bucket[/prefix]``, no trailing slash."""
+    endpoint_url: str | None = None
+    """None: AWS itself."""
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    region: str = "us-east-1"
+    lease_folder: Path | None = None
+    """Of the embedded server: every process that uses it keeps it alive."""
+
+    # --- names ---
+
+    def join(self, *parts: str) -> str:
+        """URI of something below ``self.uri``."""
+        return "/".join([self.uri, *(part.strip("/") for part in parts)])
+
+    def key(self, uri: str) -> str:
+        """``bucket/key`` of an s3:// URI, as filesystems want it.
+
+        Raises:
+            StorageError: ``uri`` is anything else.
+        """
+        path = uri.removeprefix("s3://").rstrip("/")
+        if not uri.startswith("s3://") or not path or path.startswith("/"):
+            raise StorageError(f"storage: {uri!r} is not a storage URI: write it as s3://bucket/path")
+        return path
+
+    # --- filesystems ---
+
+    @property
+    def fs(self) -> s3fs.S3FileSystem:
+        """This process's s3fs. It caches no listings: other processes write to the same storage."""
+        return self._connected("s3fs", self.new_s3fs)
+
+    def arrow_reader(self) -> pyarrow.fs.S3FileSystem:
+        """pyarrow's native filesystem: the fastest reader. Not for writing (see ``arrow_writer``)."""
+        return self._connected("arrow", self._new_arrow)
+
+    def arrow_writer(self) -> pyarrow.fs.PyFileSystem:
+        """An s3fs-backed filesystem for Ray Data's writes and Ray Train.
+
+        The native one's create_dir, delete_dir and move leave objects behind that block a prefix on some servers.
+        """
+        import pyarrow.fs
+
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
+
+    def _connected(self, kind: str, connect: Any) -> Any:
+        if self.lease_folder is not None:
+            hold_lease(self.lease_folder)
+        slot = (os.getpid(), kind, self)
+        if slot not in _connections:
+            _connections[slot] = connect()
+        return _connections[slot]
+
+    def new_s3fs(self, timeout: float | None = None, attempts: int = ATTEMPTS) -> s3fs.S3FileSystem:
+        """A fresh s3fs; ``timeout`` in seconds for connecting and for reading alike."""
+        import s3fs
+
+        filesystem = s3fs.S3FileSystem(
+            key=self.access_key,
+            secret=self.secret_key,
+            token=self.session_token,
+            endpoint_url=self.endpoint_url,
+            client_kwargs={"region_name": self.region},
+            config_kwargs={
+                "connect_timeout": timeout or CONNECT_SECONDS,
+                "read_timeout": timeout or READ_SECONDS,
+                "retries": {"max_attempts": attempts - 1},
+                "request_checksum_calculation": "when_required",
+                "s3": {"addressing_style": "path" if self.endpoint_url else "auto"},
+            },
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        filesystem.retries = attempts
+        return filesystem
+
+    def _new_arrow(self) -> pyarrow.fs.S3FileSystem:
+        import pyarrow.fs
+
+        scheme, _, host = (self.endpoint_url or "https://").partition("://")
+        return pyarrow.fs.S3FileSystem(
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            session_token=self.session_token,
+            region=self.region,
+            scheme=scheme,
+            endpoint_override=host.rstrip("/") or None,
+            connect_timeout=CONNECT_SECONDS,
+            request_timeout=READ_SECONDS,
+            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        )
+
+    # --- objects ---
+
+    def exists(self, uri: str) -> bool:
+        """Whether an object is there, or anything below ``uri``."""
+        with _explained(uri):
+            return bool(self.fs.exists(self.key(uri)))
+
+    def list(self, uri: str) -> builtins.list[str]:
+        """URIs of all objects below ``uri``, sorted; empty if there is nothing."""
+        return [f"s3://{path}" for path in sorted(self._find(uri))]
+
+    def size(self, uri: str) -> int:
+        """Bytes of one object."""
+        with _explained(uri):
+            return int(self.fs.size(self.key(uri)))
+
+    def read_bytes(self, uri: str) -> bytes:
+        """One whole object."""
+        with _explained(uri):
+            return bytes(self.fs.cat_file(self.key(uri)))
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Write one object; readers see the old one or the new one, never a part."""
+        with _explained(uri):
+            self.fs.pipe_file(self.key(uri), data)
+
+    def read_text(self, uri: str) -> str:
+        """One whole object as UTF-8."""
+        return self.read_bytes(uri).decode("utf-8")
+
+    def write_text(self, uri: str, text: str) -> None:
+        """Write one object as UTF-8."""
+        self.write_bytes(uri, text.encode("utf-8"))
+
+    def read_json(self, uri: str) -> Any:
+        """One object as JSON.
+
+        Raises:
+            StorageError: it is not there, or not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(uri))
+        except ValueError as error:
+            raise StorageError(f"storage: {uri} is not JSON: {error}") from None
+
+    def write_json(self, uri: str, obj: Any) -> None:
+        """Write one object as indented JSON."""
+        self.write_text(uri, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+
+    # --- folders ---
+
+    def upload_dir(self, local: Path, uri: str) -> None:
+        """Upload all files below ``local``, keeping their relative paths. Other objects below ``uri`` stay."""
+        files = sorted(path for path in Path(local).rglob("*") if path.is_file())
+        if not files:
+            raise StorageError(f"storage: nothing to upload: {local} is not a folder with files")
+        keys = [f"{self.key(uri)}/{path.relative_to(local).as_posix()}" for path in files]
+        with _explained(uri):
+            self.fs.put([str(path) for path in files], keys)
+
+    def download_dir(self, uri: str, local: Path) -> None:
+        """Download all objects below ``uri`` into ``local``, keeping their relative paths.
+
+        Raises:
+            StorageError: nothing is there, or a key would land outside ``local``.
+        """
+        self._download(uri, self._require(uri), Path(local))
+
+    def remove_dir(self, uri: str) -> None:
+        """Remove all objects below ``uri``; fine if there are none."""
+        with _explained(uri):
+            found = list(self._find(uri))
+            if found:
+                self.fs.rm(found)
+
+    def local_copy(self, uri: str) -> Path:
+        """A folder (a checkpoint) or a single object as local files, downloaded once to the cache of this machine.
+
+        The cache's key holds names, ETags, sizes and times of the objects, so a changed object is downloaded anew. Safe among
+        processes: one downloads, the others wait, and an interrupted download leaves nothing that looks whole.
+
+        Raises:
+            StorageError: nothing is there.
+        """
+        found = self._require(uri)
+        cache = home() / "cache"
+        cache.mkdir(exist_ok=True)
+        digest = self._digest(uri, found)
+        target = cache / digest / PurePosixPath(self.key(uri)).name
+        if target.exists():
+            return target
+        with locked(cache / f"{digest}.lock"):
+            if not target.exists():
+                self._fill_cache(uri, found, target)
+        return target
+
+    def _fill_cache(self, uri: str, found: dict[str, Any], target: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix="partial-") as partial:
+            copy = Path(partial) / "files" / target.name
+            self._download(uri, found, copy)
+            # Only a killed predecessor's remains can be here, and never the target itself.
+            shutil.rmtree(target.parent, ignore_errors=True)
+            copy.parent.rename(target.parent)
+
+    def _digest(self, uri: str, found: dict[str, Any]) -> str:
+        facts = [
+            [path, info.get("ETag"), info["size"], str(info.get("LastModified"))] for path, info in sorted(found.items())
+        ]
+        return hashlib.sha256(json.dumps([self.endpoint_url, uri, facts]).encode()).hexdigest()[:32]
+
+    def _find(self, uri: str) -> dict[str, Any]:
+        """Facts about all objects below ``uri`` (or the object ``uri`` itself) by bucket/key."""
+        with _explained(uri):
+            found: dict[str, Any] = self.fs.find(self.key(uri), detail=True)
+        return {path: info for path, info in found.items() if info["type"] == "file"}
+
+    def _require(self, uri: str) -> dict[str, Any]:
+        found = self._find(uri)
+        if not found:
+            raise StorageError(f"storage: there is nothing at {uri}")
+        return found
+
+    def _download(self, uri: str, found: dict[str, Any], local: Path) -> None:
+        """Get the found objects into ``local``; the object ``uri`` itself becomes the file ``local``."""
+        key = self.key(uri)
+        targets = [local / PurePosixPath(path.removeprefix(key).lstrip("/")) for path in found]
+        for path, target in zip(found, targets, strict=True):
+            if ".." in target.relative_to(local).parts:
+                raise StorageError(f"storage: the key s3://{path} leads outside the folder: not downloaded")
+        with _explained(uri):
+            self.fs.get(list(found), [str(target) for target in targets])
+        for path, target in zip(found, targets, strict=True):
+            if target.stat().st_size != found[path]["size"]:
+                raise StorageError(f"storage: s3://{path} changed while it was downloaded; try again")
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turn what s3fs raises for a missing or forbidden object into one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StorageError(f"storage: there is nothing at {uri}") from None
+    except PermissionError as error:
+        raise StorageError(f"storage: access to {uri} was refused: {error}") from None
