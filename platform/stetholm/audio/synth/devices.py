@@ -64,5 +64,5 @@ def record(wave: Wave, device: Device, rate: int, rng: np.random.Generator) -> N
 def apply_gain(wave: Wave, rate: int, gain: Gain) -> Wave:
     """Filter ``wave`` with the zero-phase amplitude response ``gain``."""
     size = scipy.fft.next_fast_len(len(wave), real=True)
-    spectrum = scipy.fft.rfft(wave, size) * gain(np.fft.rfftfreq(size, 1.0 / rate))
+    spectrum = scipy.fft.rfft(wave, size) * gain(scipy.fft.rfftfreq(size, 1.0 / rate))
     return scipy.fft.irfft(spectrum, size)[: len(wave)]

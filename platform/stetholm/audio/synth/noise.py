@@ -16,7 +16,7 @@ Gain = Callable[[Wave], Wave]
 def coloured(rng: np.random.Generator, count: int, rate: int, gain: Gain) -> Wave:
     """Gaussian noise ``(count,)`` of unit RMS whose amplitude spectrum follows ``gain``."""
     size = scipy.fft.next_fast_len(count, real=True)
-    frequencies = np.fft.rfftfreq(size, 1.0 / rate)
+    frequencies = scipy.fft.rfftfreq(size, 1.0 / rate)
     parts = rng.standard_normal((2, len(frequencies)))
     noise = scipy.fft.irfft(gain(frequencies) * (parts[0] + 1j * parts[1]), size)[:count]
     return noise / max(rms(noise), 1e-12)
