@@ -120,7 +120,7 @@ def test_wav_of_unknown_size_as_pipes_write_it_is_accepted() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_damaged_bytes_give_a_sound_or_an_audio_error(data: st.DataObject) -> None:
-    container = data.draw(st.sampled_from(["WAV", "FLAC", "OGG"]))
+    container = data.draw(st.sampled_from(["WAV", "FLAC", "OGG", "MP3"]))
     damaged = bytearray(encoded(noise(3_000), container=container))
     for position in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=12)):
         damaged[position] = data.draw(st.integers(0, 255))

@@ -51,6 +51,18 @@ class Sound:
         return len(self.samples) / self.rate
 
 
+class _Bytes(io.BytesIO):
+    """Bytes whose ``seek`` to before the start stays put, as a damaged MP3 makes libsndfile do.
+
+    The error that ``BytesIO`` raises there cannot pass through C: it would be printed and lost. libsndfile sees
+    that it is not where it wanted to be, and reports that as an error of its own.
+    """
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: len(self.getbuffer())}[whence]
+        return super().seek(base + offset) if base + offset >= 0 else self.tell()
+
+
 def decode(data: bytes, limits: AudioSettings = AudioSettings()) -> Sound:  # noqa: B008 (immutable)
     """Decode WAV, FLAC, OGG or MP3 bytes to mono (mean of the channels) within ``limits``.
 
@@ -65,7 +77,7 @@ def decode(data: bytes, limits: AudioSettings = AudioSettings()) -> Sound:  # no
         raise AudioError("audio is empty (0 bytes)")
     _refuse_truncated_wav(data)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as source:
+        with soundfile.SoundFile(_Bytes(data)) as source:
             _check_header(source, limits)
             samples = np.concatenate([np.zeros(0, np.float32), *_mono_blocks(source, limits)])
             _check_samples(samples, source)

@@ -7,7 +7,7 @@ Acoustics modelled:
 - Systole: electromechanical systole shortens with the rate, QS2 = 546 - 2.1 bpm ms (Weissler, Harris & Schoenfeld,
   Circulation 37, 1968), less about 60 ms from Q to S1.
 - S1 and S2, and how A2 and P2 split in inspiration: Leatham, "Splitting of the first and second heart sounds",
-  Lancet 264 (1954), and his Auscultation of the Heart and Phonocardiography.
+  Lancet (1954), and his Auscultation of the Heart and Phonocardiography.
 - Murmurs: time, shape and pitch as in Leatham's ejection and regurgitant murmurs; intensity in grades after
   Freeman & Levine, Ann Intern Med 6 (1933). What amplitude a grade has, and how it falls off between sites, are
   our choices.
