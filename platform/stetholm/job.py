@@ -45,7 +45,7 @@ def run_job(name: str, main: JobMain, argv: Sequence[str] | None = None) -> NoRe
         secrets.add(storage.access_key, storage.secret_key, storage.session_token)
         result = main(settings, storage)
     except KeyboardInterrupt:
-        _end(130, f"{name}: interrupted")
+        _end(1, f"{name}: interrupted")
     except Exception as error:
         _end(*_verdict(name, error, secrets))
     line = {"job": name, "output": None, "seconds": round(time.monotonic() - started, 1), **result}
@@ -115,11 +115,18 @@ class _Parser(argparse.ArgumentParser):
 def _parser(name: str, main: JobMain) -> argparse.ArgumentParser:
     about = getattr(sys.modules.get(main.__module__), "__doc__", None)
     parser = _Parser(
-        prog=f"jobs/{name}.py", description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=f"jobs/{name}.py",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, help="settings file (default: cluster.yaml here, if it exists)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, e.g. train.max_steps=5; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting, e.g. train.max_steps=5; repeatable",
     )
     return parser
 

@@ -57,7 +57,7 @@ def _start_local(num_cpus: float) -> None:
 
     ray.init(
         address="local",
-        num_cpus=num_cpus,
+        num_cpus=num_cpus,  # type: ignore[arg-type]  # Ray takes fractions too
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=True,

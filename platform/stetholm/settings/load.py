@@ -1,7 +1,7 @@
 """Reading the settings tree: ``cluster.yaml`` < environment < ``--set``.
 
 The file's settings lie under its ``metadata.stetholm``; ``STETHOLM_TRAIN__MAX_STEPS=5`` in the environment wins over
-them, and ``--set train.max_steps=5`` over both. Whatever is wrong is one line that names the key and where it came from.
+them, and ``--set train.max_steps=5`` over both. Whatever is wrong is one line that names the key and its source.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _read_yaml(config: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{config}: cannot be read: {_one_line(error)}") from None
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -148,7 +148,7 @@ def _from_override(override: str) -> _Entry:
 def _parse_value(key: _Key, text: str, origin: str) -> Any:
     """A YAML value; text stays text where the setting is text (``run.name=2024``)."""
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError:
         value = text
     if isinstance(value, dict) and _field(key) and not _is_open(_field(key)):
@@ -242,8 +242,10 @@ def _merge(entries: Iterable[_Entry]) -> dict[str, Any]:
             place[part] = dict(below) if isinstance(below, dict) else {}
             place = place[part]
         old = place.get(entry.key[-1])
-        both = isinstance(old, dict) and isinstance(entry.value, dict)
-        place[entry.key[-1]] = {**old, **entry.value} if both else entry.value
+        if isinstance(old, dict) and isinstance(entry.value, dict):
+            place[entry.key[-1]] = {**old, **entry.value}
+        else:
+            place[entry.key[-1]] = entry.value
     return tree
 
 

@@ -72,7 +72,7 @@ class Storage:
         return self._connected("s3fs", self.new_s3fs)
 
     def arrow_reader(self) -> pyarrow.fs.S3FileSystem:
-        """pyarrow's native filesystem: the fastest reader. Not for writing (see ``arrow_writer``)."""
+        """The native filesystem of pyarrow: the fastest reader. Not for writing (see ``arrow_writer``)."""
         return self._connected("arrow", self._new_arrow)
 
     def arrow_writer(self) -> pyarrow.fs.PyFileSystem:
@@ -209,8 +209,8 @@ class Storage:
     def local_copy(self, uri: str) -> Path:
         """A folder (a checkpoint) or a single object as local files, downloaded once to the cache of this machine.
 
-        The cache's key holds names, ETags, sizes and times of the objects, so a changed object is downloaded anew. Safe among
-        processes: one downloads, the others wait, and an interrupted download leaves nothing that looks whole.
+        The cache's key holds names, ETags, sizes and times of the objects, so a changed object is downloaded
+        anew. Safe among processes: one downloads, the others wait; a broken download leaves nothing that looks whole.
 
         Raises:
             StorageError: nothing is there.
@@ -237,7 +237,8 @@ class Storage:
 
     def _digest(self, uri: str, found: dict[str, Any]) -> str:
         facts = [
-            [path, info.get("ETag"), info["size"], str(info.get("LastModified"))] for path, info in sorted(found.items())
+            [path, info.get("ETag"), info["size"], str(info.get("LastModified"))]
+            for path, info in sorted(found.items())
         ]
         return hashlib.sha256(json.dumps([self.endpoint_url, uri, facts]).encode()).hexdigest()[:32]
 
