@@ -1,0 +1,1 @@
+"""How well a checkpoint answers: labels in free text, metrics, tables, and the evaluation job."""

@@ -1,0 +1,156 @@
+"""The evaluation job: generate over a split, score, write the table.
+
+    python jobs/evaluate.py --set run.name=demo --set evaluate.split=test
+
+Writes ``runs/<run.name>/evaluate/``: ``report.json``, ``table.md``, ``predictions.parquet`` and, with
+``evaluate.gate``, ``gate.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from stetholm.corpus.manifest import Manifest
+from stetholm.errors import UserError
+from stetholm.evaluation.conditions import AUDIO, CONDITIONS, derangement, question
+from stetholm.evaluation.examples import Example, choose, read_examples
+from stetholm.evaluation.gate import check_gate, judge_gate
+from stetholm.evaluation.generation import (
+    Answers,
+    AnswerStore,
+    Pool,
+    answer_all,
+    feature_refs,
+    write_parquet,
+)
+from stetholm.evaluation.metrics import BertScorer
+from stetholm.evaluation.scoring import Scored, binary, figures, grouped, score, to_table
+from stetholm.evaluation.table import print_table, to_markdown
+from stetholm.progress import Progress
+from stetholm.ray_session import ray_session
+from stetholm.runs import corpus_uri, finished, record, require_checkpoint, run_uri
+from stetholm.serving.engine import Sampling
+from stetholm.settings import Settings
+from stetholm.storage import Storage
+
+JOB = "evaluate"
+
+
+def evaluate(settings: Settings, storage: Storage) -> dict[str, Any]:
+    """Evaluate the run's checkpoint, print the table and return the figures.
+
+    Returns:
+        ``output`` (URI), ``overall`` (figures and, as ``controls``, those of the control rows), ``tasks``,
+        ``binary_accuracy`` by condition, ``examples``, ``samples_per_second``, ``gate``.
+
+    Raises:
+        UserError: no checkpoint, no corpus, an empty or unknown split, a gate or scorer that is none.
+    """
+    if settings.evaluate.judge:
+        raise UserError("evaluate.judge: this version has no judge yet; leave it out (label accuracy needs none)")
+    check_gate(settings.evaluate.gate or {})
+    checkpoint, corpus = require_checkpoint(settings, storage), corpus_uri(settings, storage)
+    inputs = _inputs(settings, checkpoint, Manifest.load(storage, corpus))
+    result = finished(settings, storage, JOB, inputs)
+    if result is None:
+        with ray_session():
+            result = _run(settings, storage, checkpoint, corpus, inputs)
+        record(settings, storage, JOB, result, inputs)
+    report = storage.read_json(f"{result['output']}/report.json")
+    print_table(report)
+    return {**result, **_gate(settings, storage, report, str(result["output"]))}
+
+
+def _inputs(settings: Settings, checkpoint: str, manifest: Manifest) -> dict[str, Any]:
+    """All that the figures depend on."""
+    chosen = settings.evaluate.model_dump(include={"split", "max_examples", "max_new_tokens", "controls", "scorer"})
+    return {"checkpoint": checkpoint, "corpus": manifest.sha256, "seed": settings.run.seed, **chosen}
+
+
+def _run(settings: Settings, storage: Storage, checkpoint: str, corpus: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    scorer = BertScorer(settings.evaluate.scorer)  # before the long part: a wrong name shows at once
+    everything = read_examples(storage, corpus, settings.evaluate.split)
+    examples = choose(everything, settings.evaluate.max_examples, settings.run.seed)
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    output = run_uri(settings, storage, JOB)
+    store = AnswerStore(storage, f"{output}/answers-{digest}")
+    predictions, answers = _predict(settings, storage, checkpoint, corpus, examples, everything, store)
+    scored = score(examples, predictions, scorer)
+    report = _report(settings, checkpoint, scorer.name, scored, list(predictions), len(everything))
+    write_parquet(storage, f"{output}/predictions.parquet", to_table(scored, list(predictions)))
+    storage.write_text(f"{output}/table.md", to_markdown(report))
+    storage.write_json(f"{output}/report.json", report)
+    store.remove()
+    return _result(output, report, answers)
+
+
+def _predict(
+    settings: Settings,
+    storage: Storage,
+    checkpoint: str,
+    corpus: str,
+    examples: list[Example],
+    everything: list[Example],
+    store: AnswerStore,
+) -> tuple[dict[str, list[str | None]], Answers]:
+    """Predictions of every condition for every example."""
+    conditions = CONDITIONS if settings.evaluate.controls else (AUDIO,)
+    exchanged = derangement(examples, settings.run.seed)
+    sampling = Sampling(max_new_tokens=settings.evaluate.max_new_tokens)
+    asked = {name: [question(example, name, exchanged, sampling) for example in examples] for name in conditions}
+    questions = {q.key: q for column in asked.values() for q in column if q is not None}
+    recordings = len({name for example in examples for name in example.recording_ids})
+    with Progress("evaluate: features", recordings, "recordings") as progress:
+        ids = [example.sample_id for example in everything]
+        features = feature_refs(storage, corpus, settings.evaluate.split, examples, ids, settings.audio, progress)
+    pool = Pool(checkpoint, storage, settings.train.use_gpu, settings.evaluate.batch_size)
+    with Progress("evaluate: answers", len(questions), "questions") as progress:
+        answers = answer_all(questions.values(), features, pool, store, progress)
+    return {n: [None if q is None else answers.of(q)[0] for q in column] for n, column in asked.items()}, answers
+
+
+def _report(
+    settings: Settings, checkpoint: str, scorer: str, scored: list[Scored], conditions: list[str], rows: int
+) -> dict[str, Any]:
+    """Everything the table and the gate need."""
+    return {
+        "checkpoint": checkpoint,
+        "split": settings.evaluate.split,
+        "examples": len(scored),
+        "split_rows": rows,
+        "scorer": scorer,
+        "decoding": {"max_new_tokens": settings.evaluate.max_new_tokens, "temperature": 0.0},
+        "overall": {name: figures(scored, name) for name in conditions},
+        "tasks": grouped(scored, lambda example: example.task, conditions),
+        "datasets": grouped(scored, lambda example: example.dataset, conditions),
+        "distributions": grouped(scored, lambda example: example.distribution, conditions),
+        "binary": binary(scored, conditions),
+    }
+
+
+def _result(output: str, report: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """What the job prints."""
+    overall = dict(report["overall"])
+    audio = overall.pop(AUDIO)
+    result = {
+        "output": output,
+        "examples": report["examples"],
+        "scorer": report["scorer"],
+        "overall": {**audio, "controls": overall},
+        "tasks": {task: by_condition[AUDIO] for task, by_condition in report["tasks"].items()},
+        "binary_accuracy": {name: report["binary"][name]["accuracy"] for name in report["overall"]},
+    }
+    if answers.made:
+        result["answers_per_second"] = round(answers.made / answers.seconds, 3)
+    return result
+
+
+def _gate(settings: Settings, storage: Storage, report: dict[str, Any], output: str) -> dict[str, Any]:
+    """Write ``gate.json`` and say whether the checkpoint passed; nothing where no gate is set."""
+    if not settings.evaluate.gate:
+        return {}
+    verdict = judge_gate(settings.evaluate.gate, report)
+    storage.write_json(f"{output}/gate.json", verdict)
+    return {"gate": {"passed": verdict["passed"], "failed": [c["name"] for c in verdict["checks"] if not c["passed"]]}}

@@ -1,0 +1,1 @@
+"""Preference pairs: candidates from the fine-tuned model, scored against the reference answer."""

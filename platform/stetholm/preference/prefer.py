@@ -1,0 +1,181 @@
+"""The preference job: candidates, scores, and the pairs that mDPO learns from.
+
+    python jobs/prefer.py --set run.name=demo --set prefer.pairs=2400
+
+Writes ``runs/<run.name>/prefer/``: ``pairs`` (a corpus with the columns ``chosen``, ``rejected``, ``candidates`` and
+``scores`` besides the usual ones) and ``candidates.parquet`` (all candidates, those of skipped examples too).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from stetholm.corpus.manifest import Manifest
+from stetholm.corpus.shards import SCHEMA, write_corpus
+from stetholm.errors import UserError
+from stetholm.evaluation.examples import Example, choose, read_examples, read_rows
+from stetholm.evaluation.generation import (
+    Answers,
+    AnswerStore,
+    Pool,
+    answer_all,
+    feature_refs,
+    write_parquet,
+)
+from stetholm.evaluation.metrics import BertScorer, Scorer
+from stetholm.preference.candidates import Scored, gather, question
+from stetholm.progress import Progress
+from stetholm.ray_session import ray_session
+from stetholm.runs import corpus_uri, finished, record, run_uri, start_checkpoint
+from stetholm.settings import Settings
+from stetholm.storage import Storage
+
+JOB = "prefer"
+SPLIT = "train"
+
+PAIR_COLUMNS = (
+    pa.field("chosen", pa.string(), nullable=False),
+    pa.field("rejected", pa.string(), nullable=False),
+    pa.field("candidates", pa.list_(pa.string()), nullable=False),
+    pa.field("scores", pa.list_(pa.float64()), nullable=False),
+)
+"""What a row of preference pairs has besides the columns of a corpus."""
+
+
+def prefer(settings: Settings, storage: Storage) -> dict[str, Any]:
+    """Make the run's preference pairs from its fine-tuned checkpoint.
+
+    Returns:
+        ``output`` (URI of the pairs, a corpus), ``pairs``, ``skipped``, ``candidates_per_second``, ``scorer``.
+
+    Raises:
+        UserError: no checkpoint, no corpus, settings that make no pairs, or nothing but ties.
+    """
+    _check(settings)
+    checkpoint, corpus = _checkpoint(settings, storage), corpus_uri(settings, storage)
+    inputs = {
+        "checkpoint": checkpoint,
+        "corpus": Manifest.load(storage, corpus).sha256,
+        "seed": settings.run.seed,
+        **settings.prefer.model_dump(),
+    }
+    result = finished(settings, storage, JOB, inputs)
+    if result is None:
+        with ray_session():
+            result = _run(settings, storage, checkpoint, corpus, inputs)
+        record(settings, storage, JOB, result, inputs)
+    return result
+
+
+def _check(settings: Settings) -> None:
+    temperatures = settings.prefer.temperatures
+    if not temperatures or min(temperatures) < 0:
+        raise UserError("prefer.temperatures must name one temperature of at least 0, or more of them")
+    if max(temperatures) == 0:
+        raise UserError("prefer.temperatures are all 0: every candidate would be the same; raise one of them")
+
+
+def _checkpoint(settings: Settings, storage: Storage) -> str:
+    """The checkpoint before mDPO, also when mDPO has been done since."""
+    uri = start_checkpoint(settings, storage, before="dpo")
+    if uri is None:
+        raise UserError(
+            f"run {settings.run.name!r} has no finished checkpoint: run jobs/sft.py first or set model.init_from=<uri>"
+        )
+    return uri
+
+
+def _run(settings: Settings, storage: Storage, checkpoint: str, corpus: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    scorer = BertScorer(settings.prefer.scorer)
+    everything = read_examples(storage, corpus, SPLIT)
+    examples = choose(everything, settings.prefer.pairs, settings.run.seed)
+    output = run_uri(settings, storage, JOB)
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    store = AnswerStore(storage, f"{output}/answers-{digest}")
+    texts, answers = _candidates(settings, storage, checkpoint, corpus, examples, everything, store)
+    scored = _score(examples, texts, scorer)
+    write_parquet(storage, f"{output}/candidates.parquet", _all_candidates(scored))
+    pairs = {one.example.sample_id: one for one in scored if one.pair() is not None}
+    if not pairs:
+        raise UserError(
+            f"all {len(scored)} examples tie (equal candidates or equal scores): raise prefer.temperatures, "
+            "prefer.candidates or prefer.pairs"
+        )
+    write_corpus(
+        storage,
+        f"{output}/pairs",
+        {SPLIT: _pair_rows(storage, corpus, pairs)},
+        inputs={**inputs, "scorer": scorer.name},
+        extra=PAIR_COLUMNS,
+        shard_bytes=settings.corpus.shard_bytes,
+        row_group_rows=settings.corpus.row_group_rows,
+    )
+    store.remove()
+    return {
+        "output": f"{output}/pairs",
+        "pairs": len(pairs),
+        "skipped": len(scored) - len(pairs),
+        "candidates_per_second": round(answers.made / answers.seconds, 3) if answers.made else 0.0,
+        "scorer": scorer.name,
+    }
+
+
+def _candidates(
+    settings: Settings,
+    storage: Storage,
+    checkpoint: str,
+    corpus: str,
+    examples: Sequence[Example],
+    everything: Sequence[Example],
+    store: AnswerStore,
+) -> tuple[list[list[str]], Answers]:
+    """K texts for each example."""
+    questions = [question(example, settings.prefer, settings.run.seed) for example in examples]
+    recordings = len({name for example in examples for name in example.recording_ids})
+    with Progress("prefer: features", recordings, "recordings") as progress:
+        ids = [example.sample_id for example in everything]
+        features = feature_refs(storage, corpus, SPLIT, examples, ids, settings.audio, progress)
+    pool = Pool(checkpoint, storage, settings.train.use_gpu)
+    with Progress("prefer: candidates", len(questions), "examples") as progress:
+        answers = answer_all(questions, features, pool, store, progress)
+    return [answers.of(asked) for asked in questions], answers
+
+
+def _score(examples: Sequence[Example], texts: Sequence[Sequence[str]], scorer: Scorer) -> list[Scored]:
+    """BERTScore F1 of every candidate against its example's reference."""
+    candidates = [text for answers in texts for text in answers]
+    references = [example.response for example, answers in zip(examples, texts, strict=True) for _ in answers]
+    return gather(examples, texts, scorer(candidates, references))
+
+
+def _pair_rows(storage: Storage, corpus: str, pairs: dict[str, Scored]) -> Iterator[dict[str, Any]]:
+    """The corpus's rows of the pairs, audio and all, with the columns of preference."""
+    for row in read_rows(storage, corpus, SPLIT, SCHEMA.names, ids=pairs.keys()):
+        one = pairs[row["sample_id"]]
+        pair = one.pair()
+        if pair is not None:
+            chosen, rejected = pair
+            yield {**row, "chosen": chosen, "rejected": rejected,
+                   "candidates": list(one.candidates), "scores": list(one.scores)}  # fmt: skip
+
+
+def _all_candidates(scored: Sequence[Scored]) -> pa.Table:
+    """Every candidate with its score, those of ties too."""
+    rows = [
+        {
+            "sample_id": one.example.sample_id,
+            "task": one.example.task,
+            "instruction": one.example.instruction,
+            "reference": one.example.response,
+            "candidates": list(one.candidates),
+            "scores": list(one.scores),
+            "skipped": one.pair() is None,
+        }
+        for one in scored
+    ]
+    return pa.Table.from_pylist(rows)
