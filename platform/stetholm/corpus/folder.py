@@ -18,8 +18,10 @@ class RecordingError(Exception):
 class AudioFolder(Protocol):
     """Reads files below one folder and no others. Picklable: Ray tasks read with it."""
 
-    local: bool
-    """Only this machine can read it."""
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can read it."""
+        ...
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Bytes of the file ``name``.

@@ -11,7 +11,7 @@ from stetholm.settings import Task
 
 TASKS: tuple[str, ...] = get_args(Task)
 """StethoBench's seven tasks; a pair of none of them has the task ``/``."""
-NO_TASK = "/"
+NO_TASK: Literal["/"] = "/"
 SPLITS: tuple[str, ...] = ("train", "val", "test", "inference")
 MAX_LINE_BYTES = 2**20
 MAX_RECORDINGS = 16

@@ -216,8 +216,7 @@ def _as_rows(rows: Iterable[Row] | Iterable[pa.Table]) -> Iterator[Row]:
 
 def write_rejects(storage: Storage, corpus_uri: str, rejects: Iterable[tuple[str, int, str]]) -> str:
     """Write ``rejects.parquet`` (also when it is empty) and return its URI."""
-    columns = list(zip(*rejects, strict=True)) or [[], [], []]
-    table = pa.table([pa.array(column, kind.type) for column, kind in zip(columns, REJECTS, strict=True)], REJECTS)
+    table = pa.Table.from_pylist([dict(zip(REJECTS.names, each, strict=True)) for each in rejects], schema=REJECTS)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     where = f"{corpus_uri.rstrip('/')}/rejects.parquet"

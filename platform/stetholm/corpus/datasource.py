@@ -1,0 +1,147 @@
+"""Ray Data below the stream: a data source that reads the rows of a plan, and execution options that keep it small."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data import DataContext, Dataset, ExecutionResources
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from stetholm.corpus.manifest import ShardInfo, SplitInfo
+from stetholm.corpus.plan import Piece
+from stetholm.storage import Storage
+
+MAX_READ_TASKS = 2_000
+"""Ray Data stores every read task before the first one starts, at about half a millisecond each."""
+ROWS_PER_BLOCK = 64
+"""Rows that are decoded and handed on together: small, so that the first batch comes soon and little is in flight."""
+ROW_BYTES = 64 * 218 * 4
+"""One log-mel spectrogram in float32, the bulk of a row."""
+
+D = TypeVar("D", bound=Dataset)
+
+
+def quiet(dataset: D, *, preserve_order: bool = False, limits: ExecutionResources | None = None) -> D:
+    """Set the execution options of one dataset, without touching the process's own context."""
+    context: DataContext = dataset.context
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = preserve_order
+    if limits is not None:
+        context.execution_options.resource_limits = limits
+    return dataset
+
+
+@dataclass(frozen=True)
+class GroupRef:
+    """Where one row group lies."""
+
+    path: str
+    """Of the shard, below the corpus."""
+    sha256: str
+    """Of the shard."""
+    row_group: int
+
+
+def row_groups(split: SplitInfo) -> tuple[list[GroupRef], list[int]]:
+    """The row groups of a split in storage order, and the rows of each."""
+    refs = [
+        GroupRef(shard.path, shard.sha256, index) for shard in split.shards for index in range(len(shard.row_groups))
+    ]
+    return refs, [rows for shard in split.shards for rows in shard.row_groups]
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads rows of row groups from storage. Picklable and small: every read task carries it."""
+
+    storage: Storage
+    corpus_uri: str
+    columns: tuple[str, ...]
+
+    def read(self, group: GroupRef, piece: Piece) -> Iterator[pa.Table]:
+        """The rows of ``piece`` in its order, with a column ``epoch``, in tables of at most ``ROWS_PER_BLOCK``."""
+        file = self._file(group.path, group.sha256)
+        whole = file.read_row_group(group.row_group, columns=list(self.columns), use_threads=False)
+        for start in range(0, len(piece.rows), ROWS_PER_BLOCK):
+            table = whole.take(pa.array(piece.rows[start : start + ROWS_PER_BLOCK]))
+            yield table.append_column("epoch", pa.array([piece.epoch] * len(table), pa.int32()))
+
+    def sample_ids(self, shard: ShardInfo) -> list[str]:
+        """Ids of all rows of a shard, in storage order."""
+        file = self._file(shard.path, shard.sha256)
+        ids: list[str] = file.read(columns=["sample_id"], use_threads=False)["sample_id"].to_pylist()
+        return ids
+
+    def _file(self, path: str, sha256: str) -> pq.ParquetFile:
+        where = f"{self.corpus_uri}/{path}"
+        source = self.storage.arrow_reader().open_input_file(self.storage.key(where))
+        file = pq.ParquetFile(source, metadata=_FOOTERS.get((where, sha256)), pre_buffer=True)
+        if len(_FOOTERS) >= _MAX_FOOTERS:
+            _FOOTERS.clear()
+        _FOOTERS[where, sha256] = file.metadata
+        return file
+
+
+_MAX_FOOTERS = 256
+_FOOTERS: dict[tuple[str, str], pq.FileMetaData] = {}
+"""Footers of shards that this process has opened. The checksum tells apart a corpus written anew at the same URI."""
+
+
+class PlanDatasource(Datasource):
+    """The pieces of one rank, in order, as read tasks."""
+
+    def __init__(self, reader: ShardReader, groups: Sequence[GroupRef], pieces: Sequence[Piece]) -> None:
+        super().__init__()
+        self._reader = reader
+        self._groups = groups
+        self._pieces = pieces
+
+    def get_name(self) -> str:
+        """Name of the read tasks in the dashboard."""
+        return "Corpus"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all rows once they are features."""
+        return sum(len(piece.rows) for piece in self._pieces) * ROW_BYTES
+
+    @property
+    def tasks(self) -> int:
+        """How many read tasks there are."""
+        return math.ceil(len(self._pieces) / self._pieces_per_task) if self._pieces else 0
+
+    @property
+    def _pieces_per_task(self) -> int:
+        return max(1, math.ceil(len(self._pieces) / MAX_READ_TASKS))
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task for one piece (or some, where there are very many). ``parallelism`` cannot change the plan."""
+        step = self._pieces_per_task
+        starts = range(0, len(self._pieces), step)
+        return [self._task(self._pieces[start : start + step], per_task_row_limit) for start in starts]
+
+    def _task(self, pieces: Sequence[Piece], row_limit: int | None) -> ReadTask:
+        work = [(self._groups[piece.group], piece) for piece in pieces]
+        rows = sum(len(piece.rows) for piece in pieces)
+        metadata = BlockMetadata(num_rows=rows, size_bytes=rows * ROW_BYTES, exec_stats=None, input_files=None)
+        return ReadTask(partial(_read, self._reader, work), metadata, per_task_row_limit=row_limit)
+
+
+def _read(reader: ShardReader, work: Sequence[tuple[GroupRef, Piece]]) -> Iterator[pa.Table]:
+    for group, piece in work:
+        yield from reader.read(group, piece)
+
+
+def data_cpus() -> float:
+    """CPUs of the Ray cluster."""
+    return float(ray.cluster_resources().get("CPU", 1.0))
