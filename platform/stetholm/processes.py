@@ -38,7 +38,8 @@ class Record:
         """The process, unless it has ended (another one with its id is not it)."""
         try:
             process = psutil.Process(self.pid)
-            if process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.started) < START_TOLERANCE_S:
+            same = abs(process.create_time() - self.started) < START_TOLERANCE_S
+            if same and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         except psutil.NoSuchProcess:
             pass

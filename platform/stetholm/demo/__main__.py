@@ -1,4 +1,4 @@
-"""The whole path on this machine: ``python -m stetholm.demo [--run NAME] [--jsonl FILE --audio FOLDER] [--set a.b=c …]``.
+"""The whole path on this machine: ``python -m stetholm.demo [--run NAME] [--jsonl FILE --audio FOLDER] [--set a=b]``.
 
 Exit status: 0 done; 2 bad settings or input; 1 anything else; 130 interrupted. Nothing is left running in any case.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 from datetime import datetime
@@ -23,8 +24,10 @@ from stetholm.errors import UserError
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m stetholm.demo", description=__doc__)
-    parser.add_argument("--run", default=f"demo-{datetime.now():%Y%m%d-%H%M%S}", help="run.name; the same again continues")
-    parser.add_argument("--jsonl", type=Path, help="pairs of your own, in StethoBench's format (default: synthetic ones)")
+    parser.add_argument(
+        "--run", default=f"demo-{datetime.now():%Y%m%d-%H%M%S}", help="run.name; the same again continues"
+    )
+    parser.add_argument("--jsonl", type=Path, help="pairs of your own in StethoBench's format (else synthetic)")
     parser.add_argument("--audio", type=Path, help="folder that the pairs' file names are below")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a setting")
     return parser.parse_args(argv)
@@ -52,6 +55,12 @@ def overrides(parsed: argparse.Namespace) -> list[str]:
     return [*given, *parsed.overrides]
 
 
+def again(parsed: argparse.Namespace) -> str:
+    """The command that continues this run."""
+    given = {"RUN": parsed.run, "JSONL": parsed.jsonl, "AUDIO": parsed.audio, "SET": " ".join(parsed.overrides)}
+    return " ".join(["make demo", *(f"{name}={shlex.quote(str(value))}" for name, value in given.items() if value)])
+
+
 def _terminate(signal_number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -69,13 +78,13 @@ def main(argv: list[str] | None = None) -> int:
     except DemoFailed as failure:
         errors.print(f"demo: {failure}", style="red", markup=False)
         errors.print(f"demo: the whole log is {failure.log}", markup=False)
-        errors.print(f"demo: to continue where it stopped: make demo RUN={parsed.run}", markup=False)
+        errors.print(f"demo: to continue where it stopped: {again(parsed)}", markup=False)
         return failure.status
     except UserError as error:
         errors.print(f"demo: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:
-        errors.print(f"demo: interrupted; to continue: make demo RUN={parsed.run}", markup=False)
+        errors.print(f"demo: interrupted; to continue: {again(parsed)}", markup=False)
         return 130
     return 0
 

@@ -57,7 +57,7 @@ class JobDisplay:
 
     def show(self, step: Step) -> None:
         """Show a line of progress. A job may have several parts, each with its own name and count."""
-        label = self._name if step.name == self._name else f"{self._name}: {step.name}"
+        label = step.name if step.name.startswith(self._name) else f"{self._name}: {step.name}"
         count = f"{step.done}/{step.total}" if step.total else str(step.done)
         self._bars.update(
             self._bar, description=label, completed=step.done, total=step.total, count=count, numbers=step.numbers

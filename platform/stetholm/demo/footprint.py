@@ -23,6 +23,7 @@ class Footprint:
         """Largest sum seen: proportional set sizes where the system tells them (shared pages once), else resident."""
         self._me = psutil.Process()
         self._known: dict[psutil.Process, None] = {}
+        self._others: list[psutil.Process] = []
         self._every_s = every_s
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -38,6 +39,11 @@ class Footprint:
         self._done.set()
         self._thread.join()
 
+    def count_too(self, pid: int) -> None:
+        """Count the memory of another process tree, which does not have to end with this one."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._others.append(psutil.Process(pid))
+
     def look(self) -> int:
         """Take note of all descendants now; returns their memory and this process's in bytes."""
         with self._lock:
@@ -45,7 +51,8 @@ class Footprint:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     self._known.update(dict.fromkeys(parent.children(recursive=True)))
             self._known = {process: None for process in self._known if alive(process)}
-            total = sum(memory(process) for process in [self._me, *self._known])
+            others = [member for root in self._others for member in tree(root)]
+            total = sum(memory(process) for process in {self._me, *self._known, *others})
             self.peak_bytes = max(self.peak_bytes, total)
             return total
 
@@ -64,6 +71,14 @@ class Footprint:
     def _watch(self) -> None:
         while not self._done.wait(self._every_s):
             self.look()
+
+
+def tree(root: psutil.Process) -> list[psutil.Process]:
+    """The process and its descendants; none if it has ended."""
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def alive(process: psutil.Process) -> bool:

@@ -10,13 +10,14 @@ from typing import Any
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 WORKER = re.compile(r"^\([\w .:/-]*pid=\d+[^)]*\)\s?")
 """What Ray puts before the lines of a worker's output."""
-PROGRESS = re.compile(r"^(?P<name>\S(?:.*?\S)?)  +(?P<done>\d+)(?:/(?P<total>\d+))?(?P<rest>(?:  .*)?)$")
+COUNT = r"(?P<done>\d+)(?:/(?P<total>\d+))?(?: (?P<unit>\S+))?"
+PROGRESS = re.compile(rf"^(?P<name>[A-Za-z](?:[\w /:-]{{0,38}}\w)?)  {COUNT}(?P<rest>(?:  .*)?)$")
 RESULT = "RESULT "
 
 
 @dataclass(frozen=True)
 class Step:
-    """One line of progress: ``sft  40/120  loss 1.234  eta 2:10``."""
+    """One line of progress: ``sft  40/120 steps  loss 1.234  eta 2:10``."""
 
     name: str
     done: int

@@ -142,14 +142,13 @@ def body(question: Question, model: str) -> dict[str, Any]:
     }
 
 
-def ask(url: str, asked: list[Question], api_key: str | None = None) -> Iterator[tuple[Question, str]]:
+def ask(url: str, asked: list[Question]) -> Iterator[tuple[Question, str]]:
     """Ask the endpoint at ``url``; yields each question with the model's answer.
 
     Raises:
         UserError: the endpoint refused a question; the message holds its status and its error.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    with httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client:
         model = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
         for question in asked:
             answer = client.post("/v1/chat/completions", json=body(question, model))

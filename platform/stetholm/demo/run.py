@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.console import Console
@@ -16,19 +16,27 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from stetholm import processes, runs
-from stetholm.demo import questions, submit
+from stetholm.demo import lease, questions, submit
 from stetholm.demo.display import JobDisplay, clock
-from stetholm.demo.endpoint import Endpoint, endpoint
+from stetholm.demo.endpoint import endpoint
 from stetholm.demo.footprint import Footprint
-from stetholm.demo.head import Head, ray_head
+from stetholm.demo.head import ray_head
 from stetholm.errors import UserError
-from stetholm.settings import Settings, load_settings
+from stetholm.settings import EMBEDDED, Settings, load_settings
 from stetholm.storage import Storage, home, open_storage
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 JOBS = ("ingest", "align", "sft", "prefer", "dpo", "evaluate")
 ROOT = Path(__file__).resolve().parents[3]
 SHOWN = ("recordings", "pairs", "rejected", "steps", "loss_first", "loss_last", "samples_per_second")
 """Numbers of a job's RESULT that its closing line shows."""
+CONDITIONS = {
+    "audio": "right",
+    "withheld": "right with the recording withheld",
+    "shuffled": "right with another recording",
+}
 GOING_S = 15.0
 """How long processes may take to go after their owner has ended."""
 
@@ -91,40 +99,48 @@ class Demo:
 
     def _steps(self, stack: ExitStack) -> None:
         with self.timing.step("start"):
-            storage = open_storage(self.settings.storage)
-            stack.callback(storage.close)
-            head = stack.enter_context(ray_head(self.logs))
-        self.console.print(f"dashboard {head.dashboard}   (it asks for the token in {head.token_file})")
+            storage = self._storage(stack)
+            client = self._head(stack)
         for job in JOBS:
-            self._job(head, job)
+            self._job(client, job)
         self._table(storage)
-        with self.timing.step("deploy"):
-            up = stack.enter_context(self._endpoint(head))
-        with self.timing.step("questions"):
-            self._ask(storage, up)
+        model, log = str(self.results["dpo"]["output"]), self.logs / "serve.log"
+        with self._failing("serve", log), self.timing.step("deploy"), JobDisplay(self.console, "serve"):
+            url = stack.enter_context(endpoint(client, model, self.overrides, ROOT, log))
+        self.console.print(f"endpoint  {url}   ({model})", soft_wrap=True)
+        with self._failing("questions", log), self.timing.step("questions"):
+            self._ask(storage, url)
         with self.timing.step("stop"):
             stack.close()
 
-    def _job(self, head: Head, job: str) -> None:
+    def _storage(self, stack: ExitStack) -> Storage:
+        storage = open_storage(self.settings.storage)
+        if self.settings.storage.uri == EMBEDDED:
+            stack.callback(self._leave_server)
+            if (pid := lease.server_pid()) is not None:
+                self.footprint.count_too(pid)
+        return storage
+
+    def _leave_server(self) -> None:
+        if not lease.leave_server():
+            self.console.print("The embedded S3 server stays up: another process uses it.", style="yellow")
+
+    def _head(self, stack: ExitStack) -> JobSubmissionClient:
+        head = stack.enter_context(ray_head(self.logs))
+        self.console.print(f"dashboard {head.dashboard}   (it asks for the token in {head.token_file})", soft_wrap=True)
+        return head.client()
+
+    def _job(self, client: JobSubmissionClient, job: str) -> None:
         """Run one job and print its result."""
         log = self.logs / f"{job}.log"
         with self._failing(job, log), self.timing.step(job), JobDisplay(self.console, job) as display:
             entrypoint = submit.command(f"jobs/{job}.py", self.overrides)
-            result = submit.run_job(head.client(), job, entrypoint, ROOT, log, display.show)
+            result = submit.run_job(client, job, entrypoint, ROOT, log, display.show)
         self.results[job] = result
         numbers = "  ".join(f"{key} {number(result[key])}" for key in SHOWN if key in result)
         seconds = clock(self.timing.steps[job])
         self.console.print(f"[green]✓[/green] {job:<9} {seconds:>6}  {numbers}", soft_wrap=True)
         self.console.print(f"            {result.get('output', '')}", style="dim", soft_wrap=True)
-
-    @contextmanager
-    def _endpoint(self, head: Head) -> Iterator[Endpoint]:
-        log = self.logs / "serve.log"
-        with self._failing("serve", log):
-            model = str(self.results["dpo"]["output"])
-            with endpoint(head, model, self.overrides, ROOT, log) as up:
-                self.console.print(f"endpoint  {up.url}   ({model})", soft_wrap=True)
-                yield up
 
     @contextmanager
     def _failing(self, step: str, log: Path) -> Iterator[None]:
@@ -143,17 +159,13 @@ class Demo:
         (self.logs / "table.md").write_text(text)
         self.console.print(Markdown(text))
 
-    def _ask(self, storage: Storage, up: Endpoint) -> None:
+    def _ask(self, storage: Storage, url: str) -> None:
         asked = questions.questions(storage, runs.corpus_uri(self.settings, storage), self.settings.evaluate.split)
-        with self._failing("questions", self.logs / "serve.log"):
-            for question, answer in questions.ask(up.url, asked, up.api_key):
-                self.console.print(f"\n[bold]{question.kind}[/bold] ({question.task}; {question.source})")
-                for title, text in (
-                    ("question", question.instruction),
-                    ("reference", question.reference),
-                    ("answer", answer),
-                ):
-                    self.console.print(f"  {title:<9} {text}", markup=False)
+        for question, answer in questions.ask(url, asked):
+            self.console.print(f"\n{question.kind} ({question.task}; {question.source})", style="bold", markup=False)
+            self.console.print(f"  question  {question.instruction}", markup=False)
+            self.console.print(f"  reference {question.reference}", markup=False)
+            self.console.print(f"  answer    {answer}", markup=False)
         self.console.print("For research only, not for clinical use.\n", style="dim")
 
     def _clear(self) -> None:
@@ -169,8 +181,8 @@ class Demo:
             table.add_row(name, clock(seconds))
         table.add_row("in all", clock(sum(self.timing.steps.values())), style="bold")
         table.add_row("peak memory", f"{self.footprint.peak_bytes / 2**30:.2f} GiB", style="bold")
-        for name, value in accuracies(self.results["evaluate"]).items():
-            table.add_row(name, value, style="bold")
+        for condition, share in self.results["evaluate"]["binary_accuracy"].items():
+            table.add_row(f"normal or abnormal, {CONDITIONS.get(condition, condition)}", percent(share), style="bold")
         self.console.print(table)
         self.console.print("Nothing is left running.")
 
@@ -180,7 +192,6 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def accuracies(evaluated: dict[str, Any]) -> dict[str, str]:
-    """Binary accuracy with the recordings, and with the two controls."""
-    overall = evaluated.get("overall", {})
-    return {f"overall {key}": number(value) for key, value in overall.items() if isinstance(value, int | float)}
+def percent(share: float | None) -> str:
+    """A share in per cent; a dash where there is none (nothing of the split is labelled normal or abnormal)."""
+    return "-" if share is None else f"{100 * share:.1f} %"

@@ -49,7 +49,8 @@ class Followed:
 
 def command(script: str, overrides: list[str], *arguments: str) -> str:
     """The shell line of a job, as one would type it after ``ray job submit --working-dir . --``."""
-    return shlex.join(["python", *shlex.split(script), *arguments, *(part for pair in overrides for part in ("--set", pair))])
+    settings = [part for pair in overrides for part in ("--set", pair)]
+    return shlex.join(["python", *shlex.split(script), *arguments, *settings])
 
 
 def submit(client: JobSubmissionClient, name: str, entrypoint: str, root: Path) -> str:
@@ -97,8 +98,27 @@ def why(followed: Followed, message: str) -> str:
     return followed.tail[-1] if followed.tail else message
 
 
+def ended_badly(client: JobSubmissionClient, job: str, followed: Followed) -> JobFailed:
+    """The error of a job that has ended otherwise than well, with its script's own status."""
+    info = client.get_job_info(job)
+    return JobFailed(why(followed, str(info.message)), 2 if info.driver_exit_code == 2 else 1)
+
+
+def whole_log(client: JobSubmissionClient, job: str) -> str:
+    """All that the job has written; empty when the head is gone."""
+    try:
+        return str(client.get_job_logs(job))
+    except (RuntimeError, ConnectionError):
+        return ""
+
+
 def run_job(
-    client: JobSubmissionClient, name: str, entrypoint: str, root: Path, log: Path, on_step: Callable[[lines.Step], None]
+    client: JobSubmissionClient,
+    name: str,
+    entrypoint: str,
+    root: Path,
+    log: Path,
+    on_step: Callable[[lines.Step], None],
 ) -> dict[str, Any]:
     """Submit a job, follow it, and return its ``RESULT``. An interruption stops the job.
 
@@ -112,9 +132,8 @@ def run_job(
     except BaseException:
         stop_job(client, job)
         raise
-    ended = client.get_job_info(job)
-    if ended.status != "SUCCEEDED":
-        raise JobFailed(why(followed, str(ended.message)), 2 if ended.driver_exit_code == 2 else 1)
+    if client.get_job_status(job) != "SUCCEEDED":
+        raise ended_badly(client, job, followed)
     if followed.result is None:
         raise JobFailed(f"{name} ended well but printed no RESULT line")
     return followed.result
