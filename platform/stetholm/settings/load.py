@@ -7,6 +7,7 @@ them, and ``--set train.max_steps=5`` over both. Whatever is wrong is one line t
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ AWS_FALLBACKS = {
 """The usual AWS variables, read for ``storage.*`` keys that are set nowhere else and only for an s3:// storage."""
 
 _Key = tuple[str, ...]
+
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises: its own, and others for a date like 2024-99-99 or thousands of brackets."""
 
 
 class SettingsError(UserError):
@@ -65,7 +69,8 @@ def load_settings(
         SettingsError: one line that names the key, its source and, for an unknown key, the nearest valid one.
     """
     environ = os.environ if environ is None else environ
-    entries = [*_from_file(config), *_from_environment(environ), *map(_from_override, overrides)]
+    written = [*_from_environment(environ), *map(_from_override, overrides)]
+    entries = [*_from_file(config), *itertools.chain.from_iterable(map(_opened, written))]
     for entry in entries:
         _require_known(entry)
     tree = _merge(entries)
@@ -82,10 +87,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            if isinstance(key.value, str):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -121,7 +127,7 @@ def _read_yaml(config: Path) -> Any:
         raise SettingsError(f"{config}: cannot be read: {_one_line(error)}") from None
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or _one_line(error)
@@ -149,7 +155,7 @@ def _parse_value(key: _Key, text: str, origin: str) -> Any:
     """A YAML value; text stays text where the setting is text (``run.name=2024``)."""
     try:
         value = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError:
+    except _YAML_ERRORS:
         value = text
     if isinstance(value, dict) and _field(key) and not _is_open(_field(key)):
         raise SettingsError(f"{origin}: {'.'.join(key)} takes one value, not a mapping")
@@ -160,11 +166,18 @@ def _flatten(mapping: Mapping[Any, Any], above: _Key, origin: str) -> Iterator[_
     """Entries of a nested mapping; an empty section (only comments in it) sets nothing."""
     for name, value in mapping.items():
         key = (*above, str(name))
-        section = key in _SECTIONS
-        if isinstance(value, dict) and (section or key not in _LEAVES):
-            yield from _flatten(value, key, origin) if value else iter([_Entry(key, value, origin)])
-        elif not (section and value is None):
+        if key in _SECTIONS and isinstance(value, dict):
+            yield from _flatten(value, key, origin)
+        elif key not in _SECTIONS or value is not None:
             yield _Entry(key, value, origin)
+
+
+def _opened(entry: _Entry) -> Iterator[_Entry]:
+    """The entry, or its parts if it sets a whole section: ``--set "train={workers: 2}"``."""
+    if entry.key in _SECTIONS and isinstance(entry.value, dict):
+        yield from _flatten(entry.value, entry.key, entry.origin)
+    else:
+        yield entry
 
 
 # --- the tree of valid keys ----------------------------------------------------------------------------------------
@@ -269,11 +282,11 @@ def _validate(tree: dict[str, Any], origins: Mapping[_Key, str]) -> Settings:
 
 
 def _explain(error: Any, origins: Mapping[_Key, str]) -> str:
-    """``cluster.yaml: metadata.stetholm: train.max_steps: input should be …, not 'five'``."""
+    """``cluster.yaml: metadata.stetholm: train.max_steps: input should be … (got 'five')``."""
     key: _Key = tuple(str(part) for part in error["loc"])
     origin = next((origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in origins), "settings")
     message = error["msg"][:1].lower() + error["msg"][1:]
-    got = "" if key[-1].endswith("_key") else f", not {error['input']!r}"
+    got = "" if key[-1].endswith("_key") else f" (got {error['input']!r})"
     return f"{origin}: {'.'.join(key)}: {_one_line(message)}{got}"
 
 
