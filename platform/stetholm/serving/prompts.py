@@ -1,0 +1,60 @@
+"""From a request to what a language model reads: token ids and prefix embeddings; shared by every engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stetholm.serving.engine import Request, RequestError
+
+
+@dataclass
+class Prompt:
+    """A request whose text is tokenised; ``audio`` is filled once, however many answers it asks for."""
+
+    request: Request
+    ids: list[int]
+    max_new_tokens: int
+    audio: torch.Tensor | None = None
+    """Prefix embeddings (recordings, prefix_tokens, d)."""
+
+
+def encode_prompt(processor: Any, request: Request, context: int) -> Prompt:
+    """Tokenise a request and fit its budget into a context of ``context`` tokens.
+
+    Raises:
+        RequestError: the prompt leaves no room for an answer.
+    """
+    ids = processor.encode_prompt(request.instruction, len(request.features), request.dataset)
+    room = context - len(ids)
+    if room < 1:
+        raise RequestError(f"the prompt has {len(ids)} tokens; the model's context holds {context}")
+    return Prompt(request, ids, min(request.sampling.max_new_tokens, room))
+
+
+def encode_recordings(model: Any, prompts: list[Prompt]) -> None:
+    """Run the audio encoder once over all recordings of ``prompts`` that it has not seen yet."""
+    todo = [prompt for prompt in prompts if prompt.audio is None and len(prompt.request.features)]
+    if not todo:
+        return
+    features = torch.cat([torch.from_numpy(prompt.request.features) for prompt in todo])
+    prefixes = model.encode_audio(features.to(model.device, model.dtype))
+    sizes = [len(prompt.request.features) for prompt in todo]
+    for prompt, prefix in zip(todo, prefixes.split(sizes), strict=True):
+        prompt.audio = prefix
+
+
+def batch_prompts(processor: Any, prompts: list[Prompt]) -> dict[str, Any]:
+    """Left-padded ``input_ids`` and ``attention_mask`` (rows, longest), and the rows' ``audio_embeds`` in order.
+
+    A prompt may stand in several rows (n answers); its recordings are then repeated, not encoded again.
+    """
+    batch = processor.collate([{"input_ids": prompt.ids} for prompt in prompts], side="left")
+    audio = [prompt.audio for prompt in prompts if prompt.audio is not None]
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "audio_embeds": torch.cat(audio) if audio else None,
+    }

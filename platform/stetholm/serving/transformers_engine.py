@@ -1,0 +1,260 @@
+"""The reference engine: ``generate`` of transformers, one batch at a time.
+
+Offline and online requests go the same way: a batch of rows, each with its own sampling, seed, stop strings and
+budget. Online, one thread takes whatever waits (up to ``max_batch`` answers) as the next batch; it is not continuous
+batching: a request waits for the running batch to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from stetholm.serving.decoding import BeamStop, RowSampler, RowStop
+from stetholm.serving.engine import Completion, Delta, EngineBusy, Request, RequestError
+from stetholm.serving.prompts import Prompt, batch_prompts, encode_prompt, encode_recordings
+from stetholm.serving.rows import Row
+
+Event = Delta | BaseException
+"""What a stream's reader gets from the generating thread."""
+
+
+class _Waiting:
+    """An online request between its reader (an event loop) and the generating thread."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.rows: list[Row] = []
+        self.cancelled = False
+        self.events: asyncio.Queue[Event] = asyncio.Queue()  # bounded by the request's token budget
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, event: Event) -> None:
+        """Called in the generating thread."""
+        try:
+            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:  # the reader's loop is closed: nobody listens
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Let the generation stop at its next token."""
+        self.cancelled = True
+        for row in self.rows:
+            row.cancelled = True
+
+
+class TransformersEngine:
+    """See :class:`stetholm.serving.engine.Engine`."""
+
+    def __init__(self, model: Any, processor: Any, max_batch: int = 32, max_waiting: int = 256) -> None:
+        """``model``: StethoLMForConditionalGeneration. ``max_batch`` answers run together, ``max_waiting`` may wait."""
+        self.model, self.processor = model.eval(), processor
+        self.max_batch, self.max_waiting = max_batch, max_waiting
+        self._eos = _eos_ids(model, processor)
+        self._running = threading.Lock()
+        self._change = threading.Condition()
+        self._waiting: deque[_Waiting] = deque()
+        self._worker: threading.Thread | None = None
+        self._closed = False
+
+    # --- offline ---
+
+    def generate_many(self, requests: list[Request]) -> list[list[Completion]]:
+        """Answer all ``requests``, batched by decoding method, budget and length; results in their order."""
+        prompts = [self._prompt(request, f"request {place}: ") for place, request in enumerate(requests)]
+        rows = [[self._row(prompt, index) for index in range(prompt.request.sampling.n)] for prompt in prompts]
+        for batch in batches([row for answers in rows for row in answers], self.max_batch):
+            with self._running:
+                self._run(batch)
+            for row in batch:
+                if row.index == row.prompt.request.sampling.n - 1:
+                    row.prompt.audio = None  # its last answer is made
+        return [[row.completion() for row in answers] for answers in rows]
+
+    # --- online ---
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        """Deltas of one request; close the iterator to cancel."""
+        waiting = _Waiting(request)
+        self._submit(waiting)
+        unfinished = request.sampling.n
+        try:
+            while unfinished:
+                event = await waiting.events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                unfinished -= event.finish_reason is not None
+                yield event
+        finally:
+            waiting.cancel()
+
+    def close(self) -> None:
+        """Cancel what runs or waits and end the worker."""
+        with self._change:
+            self._closed = True
+            for waiting in self._waiting:
+                waiting.cancel()
+            self._change.notify_all()
+        if self._worker is not None:
+            self._worker.join()
+
+    @property
+    def waiting(self) -> int:
+        """Online requests that wait or run and still have a reader."""
+        with self._change:
+            return sum(not waiting.cancelled for waiting in self._waiting)
+
+    def _submit(self, waiting: _Waiting) -> None:
+        with self._change:
+            if self._closed:
+                raise EngineBusy("the engine is closed")
+            if self.waiting >= self.max_waiting:
+                raise EngineBusy(f"{self.max_waiting} requests are waiting")
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="stetholm-generate", daemon=True)
+                self._worker.start()
+            self._waiting.append(waiting)
+            self._change.notify_all()
+
+    def _work(self) -> None:
+        """The generating thread: batch after batch until closed."""
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    for waiting in self._waiting:
+                        waiting.send(EngineBusy("the engine is closed"))
+                    return
+                batch = self._take()
+            self._answer(batch)
+            with self._change:
+                for waiting in batch:
+                    self._waiting.remove(waiting)
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch: from the front, as many as fit, greedy or sampled ones together, a beam search alone."""
+        for waiting in [waiting for waiting in self._waiting if waiting.cancelled]:
+            self._waiting.remove(waiting)
+        batch: list[_Waiting] = []
+        answers = 0
+        for waiting in self._waiting:
+            sampling = waiting.request.sampling
+            answers += sampling.n
+            if batch and (answers > self.max_batch or sampling.num_beams > 1):
+                break
+            batch.append(waiting)
+            if sampling.num_beams > 1:
+                break
+        return batch
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        """Run a batch; what fails before generation fails alone, a failed generation is told to all its readers."""
+        ready = []
+        for waiting in batch:
+            try:
+                self._prepare(waiting)
+                ready.append(waiting)
+            except Exception as error:
+                waiting.send(error)
+        try:
+            rows = [row for waiting in ready for row in waiting.rows]
+            for part in batches(rows, self.max_batch):
+                with self._running:
+                    self._run(part)
+        except Exception as error:
+            for waiting in ready:
+                waiting.send(error)
+
+    def _prepare(self, waiting: _Waiting) -> None:
+        prompt = self._prompt(waiting.request)
+        waiting.rows = [self._row(prompt, index, waiting.send) for index in range(waiting.request.sampling.n)]
+        if waiting.cancelled:  # closed while this was prepared
+            waiting.cancel()
+
+    # --- both ---
+
+    def _prompt(self, request: Request, where: str = "") -> Prompt:
+        context = int(self.model.config.get_text_config().max_position_embeddings)
+        try:
+            return encode_prompt(self.processor, request, context)
+        except RequestError as error:
+            raise RequestError(f"{where}{error}") from error
+
+    def _row(self, prompt: Prompt, index: int, sink: Callable[[Delta], None] | None = None) -> Row:
+        return Row(prompt, index, self._decode, self._eos, sink)
+
+    def _decode(self, ids: list[int]) -> str:
+        # Without clean-up of spaces, so that the text of some tokens is a prefix of the text of more.
+        text: str = self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    @torch.inference_mode()
+    def _run(self, rows: list[Row]) -> None:
+        """Generate the answers of ``rows`` together; all rows are done afterwards."""
+        if not all(row.cancelled for row in rows):
+            encode_recordings(self.model, list({id(row.prompt): row.prompt for row in rows}.values()))
+            self._generate(rows, batch_prompts(self.processor, [row.prompt for row in rows]))
+
+    def _generate(self, rows: list[Row], batch: dict[str, Any]) -> None:
+        device = self.model.device
+        sampling = rows[0].prompt.request.sampling
+        beams = sampling.num_beams > 1
+        config = copy.deepcopy(self.model.generation_config)
+        config.update(
+            max_new_tokens=max(row.prompt.max_new_tokens for row in rows),
+            num_beams=sampling.num_beams,
+            length_penalty=sampling.length_penalty,
+            early_stopping=beams,
+            do_sample=False,
+            eos_token_id=sorted(self._eos),
+            pad_token_id=min(self._eos),
+        )
+        output = self.model.generate(
+            **{key: value.to(device) for key, value in batch.items() if value is not None},
+            generation_config=config,
+            logits_processor=LogitsProcessorList([] if beams else [RowSampler(rows, device)]),
+            stopping_criteria=StoppingCriteriaList([BeamStop(rows) if beams else RowStop(rows)]),
+        )
+        if beams:
+            for row, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                for token in ids:
+                    row.push(token)
+
+
+def _eos_ids(model: Any, processor: Any) -> frozenset[int]:
+    """Every id that ends an answer: the tokenizer's and those of the model's generation settings."""
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(id_) for id_ in [*ids, processor.tokenizer.eos_token_id] if id_ is not None)
+
+
+def batches(rows: Iterable[Row], max_batch: int) -> Iterator[list[Row]]:
+    """Rows in batches that waste little: like budgets and lengths together, a beam search by its own settings.
+
+    The answers of one prompt stay beside each other and in order.
+    """
+
+    def key(row: Row) -> tuple[float, ...]:
+        sampling = row.prompt.request.sampling
+        method = (sampling.num_beams, sampling.length_penalty if sampling.num_beams > 1 else 0.0)
+        return (*method, -row.prompt.max_new_tokens, -len(row.prompt.ids))
+
+    def together(row: Row) -> tuple[float, ...]:
+        return key(row)[: 3 if row.prompt.request.sampling.num_beams > 1 else 2]
+
+    batch: list[Row] = []
+    for row in sorted(rows, key=key):
+        beams = row.prompt.request.sampling.num_beams
+        if batch and (len(batch) * beams >= max_batch or together(batch[0]) != together(row)):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,111 @@
+"""How the HTTP layer reaches a model: an engine in this process, or replicas behind a Serve handle."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Protocol
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve.errors import overloaded
+from stetholm.serving.engine import Completion, Delta, Engine, Request, Sampling, collect
+
+PROBE = Request("Is this heart sound normal or abnormal?", sampling=Sampling(max_new_tokens=1))
+"""The smallest question that proves that a model answers."""
+
+
+class Backend(Protocol):
+    """Answers requests. Raises RequestError, or ApiError 503 when it cannot take more."""
+
+    async def complete(self, request: Request) -> list[Completion]:
+        """All answers at once."""
+        ...
+
+    def stream(self, request: Request) -> AsyncIterator[Delta]:
+        """Answers as they come; closing the iterator cancels."""
+        ...
+
+    async def ready(self) -> None:
+        """Return when the model answers."""
+        ...
+
+
+class EngineBackend:
+    """An engine in this process; also the inside of a replica."""
+
+    def __init__(self, engine: Engine) -> None:
+        """The engine stays the caller's to close."""
+        self._engine = engine
+
+    async def complete(self, request: Request) -> list[Completion]:
+        """See :class:`Backend`."""
+        async with aclosing(self.stream(request)) as deltas:
+            return collect([delta async for delta in deltas], request.sampling.n)
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        """See :class:`Backend`."""
+        async with aclosing(self._engine.stream(request)) as deltas:  # type: ignore[type-var]
+            async for delta in deltas:
+                yield delta
+
+    async def ready(self) -> None:
+        """See :class:`Backend`."""
+        await self.complete(PROBE)
+
+
+class ReplicaBackend:
+    """Replicas behind a Serve handle.
+
+    A request whose replica dies is asked once more, of another one, as long as nothing of its answer was passed on.
+    """
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        """``handle`` of a deployment with the methods ``complete``, ``stream`` and ``ready``."""
+        self._complete = handle.options(method_name="complete")
+        self._stream = handle.options(method_name="stream", stream=True)
+        self._ready = handle.options(method_name="ready")
+
+    async def complete(self, request: Request) -> list[Completion]:
+        """See :class:`Backend`."""
+        with _busy_as_503():
+            try:
+                answers: list[Completion] = await self._complete.remote(request)
+            except RayActorError:
+                answers = await self._complete.remote(request)
+            return answers
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        """See :class:`Backend`."""
+        started = retried = False
+        with _busy_as_503():
+            while True:
+                response = self._stream.remote(request)
+                try:
+                    async for delta in response:
+                        started = True
+                        yield delta
+                    return
+                except RayActorError:
+                    if started or retried:
+                        raise
+                    retried = True
+                finally:
+                    response.cancel()
+
+    async def ready(self) -> None:
+        """See :class:`Backend`."""
+        with _busy_as_503():
+            await self._ready.remote()
+
+
+@contextmanager
+def _busy_as_503() -> Iterator[None]:
+    try:
+        yield
+    except BackPressureError as error:
+        raise overloaded("too many requests are waiting") from error
+    except (RayActorError, DeploymentUnavailableError) as error:
+        raise overloaded("the model's replica went away; ask again", code="unavailable") from error

@@ -1,0 +1,143 @@
+"""Put the endpoint up: ``python -m serve.deploy [--config cluster.yaml] --set serve.model=s3://…``.
+
+Runs in the foreground until Ctrl-C or SIGTERM and then leaves nothing running.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ray import serve
+
+from serve.app import build
+from serve.service import now
+from stetholm.errors import UserError
+from stetholm.job import run_job
+from stetholm.ray_session import ray_session
+from stetholm.settings import ServeSettings, Settings
+from stetholm.storage import Storage
+
+APP_NAME = "stetholm"
+READY_TIMEOUT_S = 300.0
+SLACK_S = 10.0
+"""Serve's own timeout comes this much after ours, which answers better."""
+
+
+def base_url(settings: ServeSettings) -> str:
+    """Where this machine reaches the endpoint."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    return f"http://{host}:{settings.port}"
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Find out before anything starts.
+
+    Raises:
+        UserError: the port is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(f"port {port} on {host} is in use: choose another with --set serve.port=…") from error
+            raise UserError(f"cannot listen on serve.host {host}, port {port}: {error.strerror}") from error
+
+
+def deploy(settings: Settings, storage: Storage, block: bool = False) -> str:
+    """Start or update the endpoint on the Ray that this process is connected to; return its base URL once it answers.
+
+    With ``block``, return only after Ctrl-C or SIGTERM, and take the endpoint down.
+
+    Raises:
+        UserError: no such checkpoint, a bad key file, a port in use, or the model does not come up.
+    """
+    application = build(settings, storage)
+    options = settings.serve
+    if not serve.status().proxies:  # else it is our own Serve that listens
+        require_free_port(options.host, options.port)
+    try:
+        serve.start(
+            http_options={
+                "host": options.host,
+                "port": options.port,
+                "request_timeout_s": options.request_timeout_s + SLACK_S,
+            }
+        )
+        serve.run(application, name=APP_NAME, route_prefix="/")
+        wait_ready(base_url(options))
+    except RuntimeError as error:
+        shutdown()
+        raise UserError(f"the endpoint did not come up: {_last_line(error)}") from error
+    if block:
+        _hold(base_url(options))
+        shutdown()
+    return base_url(options)
+
+
+def shutdown() -> None:
+    """Take the endpoint down: all of Serve on this Ray."""
+    serve.shutdown()
+
+
+def wait_ready(url: str, timeout_s: float = READY_TIMEOUT_S) -> None:
+    """Return when ``/readyz`` says so.
+
+    Raises:
+        UserError: it does not within ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=30):
+                return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise UserError(f"{url} is not ready after {timeout_s:g} s: {error}") from error
+        time.sleep(0.2)
+
+
+def _last_line(error: Exception) -> str:
+    """What matters of a Serve failure, which holds the replica's traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _hold(url: str) -> None:
+    """Tell how to ask, then wait for the end."""
+    body = {"model": "stetholm", "messages": [{"role": "user", "content": "What does a wheeze sound like?"}]}
+    print(f"\nThe endpoint is up: {url}   (the page; Ctrl-C ends it)")
+    print(f"  curl {url}/v1/analyze -F audio=@recording.wav -F task=Classification")
+    print(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'\n", flush=True)
+    ended = threading.Event()
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        # In slices, because a wait without a timeout keeps signals from being seen on some platforms.
+        while not ended.wait(1.0):
+            pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(settings: Settings, storage: Storage) -> dict[str, Any]:
+    """The foreground command."""
+    started = now()
+    require_free_port(settings.serve.host, settings.serve.port)
+    with ray_session():
+        url = deploy(settings, storage, block=True)
+    return {"output": url, "started": started}
+
+
+if __name__ == "__main__":
+    run_job("serve", main)
