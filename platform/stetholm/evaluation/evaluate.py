@@ -52,12 +52,15 @@ def evaluate(settings: Settings, storage: Storage) -> dict[str, Any]:
         raise UserError("evaluate.judge: this version has no judge yet; leave it out (label accuracy needs none)")
     check_gate(settings.evaluate.gate or {})
     checkpoint, corpus = require_checkpoint(settings, storage), corpus_uri(settings, storage)
-    inputs = _inputs(settings, checkpoint, Manifest.load(storage, corpus))
+    manifest = Manifest.load(storage, corpus)
+    manifest.split(settings.evaluate.split)  # refuses one without rows
+    inputs = _inputs(settings, checkpoint, manifest)
     result = finished(settings, storage, JOB, inputs)
     if result is None:
         with ray_session():
             result = _run(settings, storage, checkpoint, corpus, inputs)
         record(settings, storage, JOB, result, inputs)
+    result.pop("inputs", None)
     report = storage.read_json(f"{result['output']}/report.json")
     print_table(report)
     return {**result, **_gate(settings, storage, report, str(result["output"]))}

@@ -69,6 +69,7 @@ def prefer(settings: Settings, storage: Storage) -> dict[str, Any]:
         with ray_session():
             result = _run(settings, storage, checkpoint, corpus, inputs)
         record(settings, storage, JOB, result, inputs)
+    result.pop("inputs", None)
     return result
 
 

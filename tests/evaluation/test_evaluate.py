@@ -1,0 +1,106 @@
+"""The evaluation job from a corpus and a checkpoint in storage to the table."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stetholm import runs
+from stetholm.errors import UserError
+from stetholm.evaluation import generation
+from stetholm.evaluation.evaluate import evaluate
+from stetholm.evaluation.examples import read_examples, read_rows
+from stetholm.settings import load_settings
+from tests.evaluation.corpus import make_checkpoint, make_corpus
+
+
+@pytest.fixture(scope="module")
+def overrides(storage, tmp_path_factory):
+    base = storage.join("test-evaluate")
+    checkpoint = make_checkpoint(storage, f"{base}/checkpoint", tmp_path_factory.mktemp("tiny"))
+    return [
+        f"model.init_from={checkpoint}",
+        f"corpus.uri={make_corpus(storage, f'{base}/corpus')}",
+        "evaluate.max_new_tokens=6",
+        "evaluate.batch_size=4",
+    ]
+
+
+def settings(overrides, *more):
+    return load_settings(overrides=[*overrides, *more], environ={})
+
+
+def test_examples_are_read_without_audio_and_rows_by_id(storage, overrides):
+    uri = settings(overrides).corpus.uri
+    examples = read_examples(storage, uri, "test")
+    assert len(examples) == 9 and examples[-1].recording_ids == ("r4", "r5")
+    wanted = {examples[2].sample_id, examples[7].sample_id}
+    found = list(read_rows(storage, uri, "test", ["sample_id", "audio"], wanted))
+    assert {row["sample_id"] for row in found} == wanted and all(row["audio"][0][:4] == b"fLaC" for row in found)
+
+
+def test_a_run_is_evaluated_once_and_the_same_command_shows_its_table_again(
+    storage, overrides, ray_cluster, capsys, monkeypatch
+):
+    chosen = settings(overrides, "run.name=eval-once", "evaluate.gate={overall: 0.0, Report: 0.1}")
+    result = evaluate(chosen, storage)
+    assert result["output"] == runs.run_uri(chosen, storage, "evaluate")
+    assert set(result["tasks"]) == {"Classification", "Identification", "Comparison"}
+    assert result["overall"]["n"] == 9 and result["overall"]["controls"]["shuffled"]["n"] == 9
+    assert set(result["binary_accuracy"]) == {"audio", "withheld", "shuffled"}
+    assert result["gate"] == {"passed": False, "failed": ["Report"]}
+    json.dumps(result)
+
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(f"{result['output']}/predictions.parquet")))
+    assert table.num_rows == 9 and table["prediction"].null_count == 0
+    # What is withheld is withheld: the answer depends on the instruction alone.
+    answers = {}
+    for row in table.to_pylist():
+        answers.setdefault(row["instruction"], set()).add(row["prediction_withheld"])
+    assert all(len(texts) == 1 for texts in answers.values())
+    report = storage.read_json(f"{result['output']}/report.json")
+    assert report["scorer"].startswith("all-MiniLM-L6-v2") and report["datasets"].keys() == {"heart-test"}
+    assert "Overall, audio withheld" in storage.read_text(f"{result['output']}/table.md")
+    assert not [uri for uri in storage.list(result["output"]) if "/answers-" in uri]
+    assert "Comparison" in capsys.readouterr().out
+
+    monkeypatch.setattr(generation, "load_engine", None)  # nothing may be generated again
+    again = evaluate(chosen, storage)
+    assert again["overall"] == result["overall"] and "Comparison" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other inputs"):
+        evaluate(settings(overrides, "run.name=eval-once", "evaluate.max_new_tokens=5"), storage)
+
+
+def test_answers_of_an_interrupted_job_are_not_made_again(storage, ray_cluster):
+    store = generation.AnswerStore(storage, storage.join("test-evaluate", "answers"))
+    asked = [generation.Question(f"q{i}", None, (), (generation.Sampling(),)) for i in range(3)]
+    store.add({one.key: [f"answer to {one.instruction}"] for one in asked})
+    store.flush()
+    pool = generation.Pool("s3://nowhere/at-all", storage)
+    fresh = generation.AnswerStore(storage, storage.join("test-evaluate", "answers"))
+    with generation.Progress("test", 3, stream=io.StringIO()) as progress:
+        answers = generation.answer_all(asked, {}, pool, fresh, progress)
+    assert answers.made == 0 and answers.of(asked[1]) == ["answer to q1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["evaluate.split=test2"], r"test2.*test \(9\), train \(9\)"),
+        (["evaluate.split=val"], "no rows in split 'val'"),
+        (["evaluate.judge=gpt"], "evaluate.judge"),
+        (["evaluate.gate={Nothing: 0.5}"], "Nothing"),
+        (["evaluate.scorer=./none"], "scorer"),
+        (["corpus.uri=s3://stetholm/test-evaluate/none"], "no corpus"),
+    ],
+)
+def test_settings_that_cannot_be_evaluated_are_refused(storage, overrides, ray_cluster, more, says):
+    with pytest.raises(UserError, match=says):
+        evaluate(settings(overrides, "run.name=eval-refused", *more), storage)
+
+
+def test_a_run_without_a_checkpoint_says_what_to_do(storage, overrides):
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        evaluate(settings(overrides[1:], "run.name=eval-empty"), storage)

@@ -1,0 +1,162 @@
+"""Choice of examples, control conditions, figures, the table and the gate."""
+
+import io
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from stetholm.errors import UserError
+from stetholm.evaluation.conditions import AUDIO, CONDITIONS, SHUFFLED, WITHHELD, derangement, question
+from stetholm.evaluation.examples import Example, choose
+from stetholm.evaluation.gate import check_gate, judge_gate
+from stetholm.evaluation.generation import Question
+from stetholm.evaluation.scoring import binary, figures, grouped, score, to_table
+from stetholm.evaluation.table import WIDTH, print_table, rows, to_markdown
+from stetholm.serving.engine import Sampling
+
+TASKS = ("Classification", "Report", "Differential Diagnosis")
+
+
+def example(index: int, task: str = "Classification", dataset: str = "d", recordings: tuple[str, ...] = ()) -> Example:
+    response = "The heart sound is abnormal." if index % 2 else "The heart sound is normal."
+    return Example(f"s{index}", recordings or (f"r{index}",), "Normal?", response, task, dataset)
+
+
+def word_overlap(predictions, references):
+    """A scorer that needs no model."""
+    return [float(p == r) for p, r in zip(predictions, references, strict=True)]
+
+
+word_overlap.name = "overlap"  # type: ignore[attr-defined]
+
+
+sizes = st.dictionaries(st.sampled_from(TASKS), st.integers(1, 30), min_size=1)
+
+
+@given(sizes, st.integers(1, 100), st.integers(0, 5))
+def test_choice_is_seeded_in_proportion_and_of_the_size_asked_for(counts, wanted, seed):
+    examples = [example(1000 * place + i, task) for place, task in enumerate(counts) for i in range(counts[task])]
+    chosen = choose(examples, wanted, seed)
+    total = sum(counts.values())
+    assert len(chosen) == min(wanted, total)
+    assert set(chosen) == set(choose(examples[::-1], wanted, seed))
+    taken = Counter(one.task for one in chosen)
+    assert all(abs(taken[task] - size * min(wanted, total) / total) <= len(counts) for task, size in counts.items())
+    assert wanted < len(counts) or set(taken) == set(counts)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.sampled_from("ab")), min_size=1, max_size=30), st.integers(0, 9))
+def test_every_recording_is_exchanged_for_another_of_its_dataset(places, seed):
+    examples = [example(i, dataset=d, recordings=(f"{d}{n}",)) for i, (n, d) in enumerate(places)]
+    exchanged = derangement(examples, seed)
+    assert exchanged == derangement(examples[::-1], seed)
+    names = {name for one in examples for name in one.recording_ids}
+    assert all(old != new for old, new in exchanged.items())
+    assert sorted(exchanged) == sorted(exchanged.values()) == (sorted(names) if len(names) > 1 else [])
+    sizes = Counter(name[0] for name in names)
+    if min(sizes.values()) > 1:
+        assert all(old[0] == new[0] for old, new in exchanged.items())
+
+
+def test_questions_of_the_conditions_differ_in_their_recordings_alone():
+    one = example(0, recordings=("a", "b"))
+    asked = {name: question(one, name, {"a": "b", "b": "a"}, Sampling()) for name in CONDITIONS}
+    assert asked[AUDIO].recordings == ("a", "b")
+    assert asked[WITHHELD].recordings == ()
+    assert asked[SHUFFLED].recordings == ("b", "a")
+    assert len({(q.instruction, q.dataset, q.samplings) for q in asked.values()}) == 1
+    assert question(one, SHUFFLED, {}, Sampling()) is None
+
+
+@given(st.text(), st.lists(st.text(), max_size=2), st.floats(0, 2), st.lists(st.text(min_size=1), max_size=2))
+def test_a_question_survives_json_and_its_key_tells_it_apart(text, recordings, temperature, stop):
+    one = Question(text, None, tuple(recordings), (Sampling(temperature=temperature, stop=tuple(stop)),))
+    assert Question.from_json(one.to_json()) == one
+    assert one.key != Question(text + " ", None, one.recordings, one.samplings).key
+
+
+@pytest.fixture
+def scored():
+    examples = [example(i, TASKS[i % 2]) for i in range(4)]
+    right = [one.response for one in examples]
+    predictions = {AUDIO: right, WITHHELD: ["The heart sound is normal."] * 4, SHUFFLED: [*right[:3], None]}
+    return score(examples, predictions, word_overlap)
+
+
+@pytest.fixture
+def report(scored):
+    return {
+        "checkpoint": "s3://b/c", "split": "test", "examples": 4, "split_rows": 9, "scorer": "overlap",
+        "overall": {name: figures(scored, name) for name in CONDITIONS},
+        "tasks": grouped(scored, lambda one: one.task, CONDITIONS),
+        "binary": binary(scored, CONDITIONS),
+    }  # fmt: skip
+
+
+def test_figures_count_what_was_asked(scored):
+    assert figures(scored, AUDIO) == {
+        "n": 4, "bertscore_f1": 1.0, "rouge1": 1.0, "label_accuracy": 1.0, "labelled": 4
+    }  # fmt: skip
+    assert figures(scored, WITHHELD)["label_accuracy"] == 0.5
+    assert figures(scored, SHUFFLED)["n"] == 3
+    assert figures([], AUDIO)["label_accuracy"] is None
+
+
+def test_balanced_accuracy_unmasks_a_constant_answer():
+    examples = [example(1) for _ in range(3)] + [example(2)]
+    figures = binary(score(examples, {AUDIO: ["abnormal"] * 4}, word_overlap), [AUDIO])
+    assert figures["majority"] == figures[AUDIO]["accuracy"] == 0.75
+    assert figures[AUDIO]["balanced_accuracy"] == 0.5
+
+
+def test_binary_counts_classification_alone(report):
+    assert report["binary"]["n"] == 2
+    assert set(report["tasks"]) == {"Classification", "Report"}
+
+
+def test_the_parquet_table_has_a_row_an_example_and_the_columns_of_each_condition(scored):
+    table = to_table(scored, CONDITIONS)
+    assert table.num_rows == 4
+    names = {"sample_id", "task", "instruction", "reference", "prediction", "label_match",
+             "prediction_withheld", "prediction_shuffled", "label_match_shuffled"}  # fmt: skip
+    assert names <= set(table.column_names)
+    assert table["prediction_shuffled"].to_pylist()[3] is None
+
+
+def test_the_table_has_tasks_overall_controls_and_binary(report):
+    names = [row[0] for row in rows(report)]
+    assert names[:3] == ["Classification", "Report", "Overall"]
+    assert "Overall, audio withheld" in names and "Normal or abnormal" in names
+    assert len({len(row) for row in rows(report)}) == 1
+
+
+def test_the_table_is_printed_within_its_width_and_names_the_backbone(report):
+    stream = io.StringIO()
+    print_table({**report, "checkpoint": "s3://bucket/" + "x" * 150}, Console(file=stream, width=400))
+    assert max(map(len, stream.getvalue().splitlines())) <= WIDTH
+    assert "overlap" in stream.getvalue() and "overlap" in to_markdown(report)
+
+
+def test_a_table_without_controls_has_none(scored):
+    report = {
+        "checkpoint": "c", "split": "test", "examples": 4, "split_rows": 4, "scorer": "overlap",
+        "overall": {AUDIO: figures(scored, AUDIO)}, "tasks": grouped(scored, lambda one: one.task, [AUDIO]),
+        "binary": binary(scored, [AUDIO]),
+    }  # fmt: skip
+    assert not any("withheld" in row[0] for row in rows(report))
+
+
+def test_the_gate_passes_only_what_reaches_every_minimum(report):
+    assert judge_gate({"Classification": 1.0, "binary": 0.9, "overall": 0.5}, report)["passed"]
+    failed = judge_gate({"Report": 0.2, "Location": 0.1}, report)
+    assert not failed["passed"]
+    assert [check["passed"] for check in failed["checks"]] == [True, False]
+
+
+@pytest.mark.parametrize(("gate", "says"), [({"Repport": 0.5}, "Repport"), ({"Report": 50.0}, "between 0 and 1")])
+def test_a_gate_that_cannot_be_checked_is_refused(gate, says):
+    with pytest.raises(UserError, match=says):
+        check_gate(gate)
