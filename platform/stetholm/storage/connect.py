@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from stetholm.settings import EMBEDDED, StorageSettings, load_settings
@@ -70,19 +71,19 @@ def _probe(storage: Storage) -> None:
         _require_listener(storage.endpoint_url)
     bucket, _, prefix = storage.key(storage.uri).partition("/")
     filesystem = storage.new_s3fs(timeout=PROBE_SECONDS, attempts=1)
-    _judged(
-        lambda: filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1),
-        bucket,
-        where,
+    answer = _judged(
+        lambda: filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1), bucket, where
     )
+    if "IsTruncated" not in answer:
+        raise StorageError(f"storage: {where} does not answer as an S3 server: check storage.endpoint_url")
 
 
-def _judged(call: Callable[[], object], bucket: str, where: str) -> None:
+def _judged(call: Callable[[], dict[str, Any]], bucket: str, where: str) -> dict[str, Any]:
     """Make the call; each way it fails is a line that says what to mend."""
     from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
 
     try:
-        call()
+        return call()
     except PermissionError as error:
         raise StorageError(
             f"storage: the keys for {where} were refused ({_short(error)}): set storage.access_key and "

@@ -259,11 +259,17 @@ class _Watch:
 
 
 def _become_the_one(folder: Path, seconds: float = 8.0) -> bool:
-    """Hold ``s3.alive`` for the rest of this process's life, waiting for a predecessor that is about to end."""
+    """Hold ``s3.alive`` for the rest of this process's life. False: another supervisor is up after all.
+
+    One that is about to end is waited for; so is one that still starts because whoever started it was killed.
+    """
     deadline = time.monotonic() + seconds
     while _try_lock(folder / "s3.alive") is None:
-        if time.monotonic() > deadline:
+        server = read_state(folder)
+        if server and answers(server.endpoint_url):
             return False
+        if time.monotonic() > deadline:
+            raise StorageError("storage: another supervisor of the embedded S3 server neither serves nor ends")
         time.sleep(0.1)
     return True
 
@@ -275,7 +281,7 @@ def supervise() -> int:
     if log.exists() and log.stat().st_size > LOG_BYTES:
         os.truncate(log, 0)
     if not _become_the_one(folder):
-        raise StorageError("storage: another supervisor of the embedded S3 server does not end")
+        return 0
     if os.fork():
         # Not sys.exit: what this process would clean up belongs to the child now.
         os._exit(0)

@@ -236,11 +236,13 @@ class Storage:
             copy.parent.rename(target.parent)
 
     def _digest(self, uri: str, found: dict[str, Any]) -> str:
+        """Of the objects' facts; the embedded server is known by its folder, since its port changes."""
         facts = [
             [path, info.get("ETag"), info["size"], str(info.get("LastModified"))]
             for path, info in sorted(found.items())
         ]
-        return hashlib.sha256(json.dumps([self.endpoint_url, uri, facts]).encode()).hexdigest()[:32]
+        server = str(self.lease_folder or self.endpoint_url)
+        return hashlib.sha256(json.dumps([server, self.key(uri), facts]).encode()).hexdigest()[:32]
 
     def _find(self, uri: str) -> dict[str, Any]:
         """Facts about all objects below ``uri`` (or the object ``uri`` itself) by bucket/key."""
