@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ def quiet(dataset: D, *, preserve_order: bool = False, limits: ExecutionResource
     context: DataContext = dataset.context
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # It would warn, once a process, that its bars are off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context.execution_options.preserve_order = preserve_order
     if limits is not None:
         context.execution_options.resource_limits = limits
@@ -75,11 +78,10 @@ class ShardReader:
             table = whole.take(pa.array(piece.rows[start : start + ROWS_PER_BLOCK]))
             yield table.append_column("epoch", pa.array([piece.epoch] * len(table), pa.int32()))
 
-    def sample_ids(self, shard: ShardInfo) -> list[str]:
-        """Ids of all rows of a shard, in storage order."""
-        file = self._file(shard.path, shard.sha256)
-        ids: list[str] = file.read(columns=["sample_id"], use_threads=False)["sample_id"].to_pylist()
-        return ids
+    def index(self, shard: ShardInfo) -> list[tuple[str, str]]:
+        """Id and task of all rows of a shard, in storage order."""
+        table = self._file(shard.path, shard.sha256).read(columns=["sample_id", "task"], use_threads=False)
+        return list(zip(table["sample_id"].to_pylist(), table["task"].to_pylist(), strict=True))
 
     def _file(self, path: str, sha256: str) -> pq.ParquetFile:
         where = f"{self.corpus_uri}/{path}"

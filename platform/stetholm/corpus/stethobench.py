@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -64,7 +64,7 @@ class JsonLines:
         with self._open() as file:
             for line, raw in enumerate(bounded_lines(file), start=1):
                 raw = raw.removeprefix(_BOM) if line == 1 else raw
-                if not raw.strip():
+                if len(raw) <= MAX_LINE_BYTES and not raw.strip():
                     continue
                 try:
                     yield Entry(source, line, parse_line(raw, line))
@@ -75,9 +75,10 @@ class JsonLines:
     def _remote(self) -> bool:
         return self.where.startswith("s3://")
 
-    def _open(self) -> AbstractContextManager[BinaryIO]:
+    def _open(self) -> BinaryIO:
         if self._remote:
-            return cast(AbstractContextManager[BinaryIO], self.storage.fs.open(self.storage.key(self.where), "rb"))
+            raw = self.storage.fs.open(self.storage.key(self.where), "rb")
+            return io.BufferedReader(cast(io.RawIOBase, raw), _CHUNK)  # fsspec's own readline takes no limit
         return open(self.where, "rb")
 
 

@@ -1,0 +1,115 @@
+"""Shards and the manifest: what is written can be read back, and is visible only when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stetholm.corpus.manifest import CorpusError, Manifest
+from stetholm.corpus.manifest import uri as manifest_uri
+from stetholm.corpus.shards import SCHEMA, sample_id, write_corpus, write_rejects
+from stetholm.errors import UserError
+from stetholm.storage import Storage
+from tests.corpus.sounds import rows
+
+
+def read(storage: Storage, uri: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+
+
+def test_rows_come_back_in_order(storage: Storage) -> None:
+    uri = storage.join("test-shards")
+    extra = [pa.field("chosen", pa.string()), pa.field("scores", pa.list_(pa.float32()))]
+    train = [{**row, "chosen": f"c{index}", "scores": [0.5, 1.0]} for index, row in enumerate(rows(30))]
+    written = write_corpus(
+        storage, uri, {"train": train, "test": iter(rows(3))}, inputs={"from": 1}, extra=extra,
+        shard_bytes=20_000, row_group_rows=4,
+    )  # fmt: skip
+    manifest = Manifest.load(storage, uri)
+    assert manifest == written
+    assert manifest.sha256 == hashlib.sha256(storage.read_bytes(manifest_uri(uri))).hexdigest()
+    assert (manifest.rows, manifest.split("test").rows, manifest.recordings) == (33, 3, 5)
+    shards = manifest.split("train").shards
+    assert len(shards) > 1
+    back = []
+    for shard in shards:
+        data = storage.read_bytes(f"{uri}/{shard.path}")
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
+        file = pq.ParquetFile(io.BytesIO(data))
+        sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+        assert sizes == shard.row_groups and sum(sizes) == shard.rows
+        back += file.read().to_pylist()
+    missing = dict.fromkeys(("seconds", "site", "device", "model"))
+    assert back == [{**missing, **row, "split": "train"} for row in train]
+
+
+def test_counts(storage: Storage) -> None:
+    uri = storage.join("test-shards-counts")
+    manifest = write_corpus(storage, uri, {"val": [*rows(2), *rows(1, task="/")]}, inputs={})
+    assert manifest.splits["val"].counts["task"] == {"/": 1, "Report": 2}
+
+
+def test_arrow_tables(storage: Storage) -> None:
+    uri = storage.join("test-shards-tables")
+    table = pa.Table.from_pylist([{**row, "split": "train"} for row in rows(5)], schema=SCHEMA)
+    manifest = write_corpus(storage, uri, {"train": [table, table.slice(0, 0)]}, inputs={})
+    assert read(storage, f"{uri}/{manifest.splits['train'].shards[0].path}").equals(table)
+
+
+def test_an_attempt_that_broke_off_is_not_there_and_leaves_nothing(storage: Storage) -> None:
+    uri = storage.join("test-shards-broken")
+    write_corpus(storage, uri, {"train": rows(20)}, inputs={}, shard_bytes=1)
+    storage.write_bytes(f"{uri}/train/notes.txt", b"mine")
+
+    def breaks() -> object:
+        yield from rows(3)
+        raise OSError("power cut")
+
+    with pytest.raises(OSError, match="power cut"):
+        write_corpus(storage, uri, {"train": breaks()}, inputs={}, shard_bytes=1)
+    with pytest.raises(CorpusError, match=r"no corpus at .*jobs/ingest\.py"):
+        Manifest.load(storage, uri)
+    manifest = write_corpus(storage, uri, {"train": rows(2)}, inputs={})
+    ours = {f"{uri}/{shard.path}" for shard in manifest.splits["train"].shards}
+    assert set(storage.list(f"{uri}/train")) == ours | {f"{uri}/train/notes.txt"}
+
+
+def test_split_without_rows(storage: Storage) -> None:
+    manifest = write_corpus(storage, storage.join("test-shards-splits"), {"train": rows(1), "val": []}, inputs={})
+    for name in ("test", "val"):
+        with pytest.raises(CorpusError, match=rf"no rows in split '{name}'; it has: train \(1\)"):
+            manifest.split(name)
+    with pytest.raises(UserError, match="'dev'"):
+        write_corpus(storage, storage.join("test-shards-splits"), {"dev": rows(1)}, inputs={})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"version": 1}', '{"version": 99}'])
+def test_bad_manifest(storage: Storage, text: str) -> None:
+    uri = storage.join("test-shards-bad")
+    storage.write_text(manifest_uri(uri), text)
+    with pytest.raises(CorpusError, match="ingest the corpus again"):
+        Manifest.load(storage, uri)
+
+
+@pytest.mark.parametrize("rejects", [[], [("a.jsonl", 3, "why"), ("a.jsonl", 9, "because")]])
+def test_rejects(storage: Storage, rejects: list[tuple[str, int, str]], tmp_path: Path) -> None:
+    where = write_rejects(storage, storage.join("test-shards-rejects"), rejects)
+    table = read(storage, where)
+    assert table.column_names == ["source", "line", "reason"]
+    assert [tuple(row.values()) for row in table.to_pylist()] == rejects
+
+
+TEXT = st.text(max_size=3)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=2), TEXT, TEXT, st.lists(TEXT, min_size=1, max_size=2), TEXT, TEXT)
+def test_ids_depend_on_every_part(a: list[str], b: str, c: str, d: list[str], e: str, f: str) -> None:
+    same = (a, b, c) == (d, e, f)
+    assert (sample_id(a, b, c, "/") == sample_id(d, e, f, "/")) == same
