@@ -6,8 +6,6 @@ Exit status: 0 done; 2 bad settings or input; 1 anything else; 130 interrupted. 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import shlex
 import signal
 import sys
@@ -69,8 +67,6 @@ def _terminate(signal_number: int, frame: FrameType | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     signal.signal(signal.SIGTERM, _terminate)
-    os.environ.setdefault("RAY_LOG_TO_STDERR", "0")
-    logging.getLogger("ray").setLevel(logging.ERROR)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     parsed = arguments(argv)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -11,10 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from stetholm import processes
 from stetholm.errors import UserError
@@ -49,6 +52,7 @@ class Head:
         """A client of the job server."""
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.ERROR)  # after the import, which sets it
         return JobSubmissionClient(self.dashboard)
 
 
@@ -175,11 +179,15 @@ def ray_head(logs: Path) -> Iterator[Head]:
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float = 20.0) -> None:
-    """End the head. It ends its own processes; the demo checks afterwards that none is left."""
-    process.terminate()
-    try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
+    """End the head and all its processes: the head first, which ends most of the others in order."""
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+        _, left = psutil.wait_procs(below, timeout=5.0)
+        processes.end(left, grace_s=5.0)  # Ray's agents notice late that their raylet has gone
+    if process.poll() is None:
         process.kill()
         process.wait()
     processes.forget(process.pid)
