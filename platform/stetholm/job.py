@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import pydoc
 import re
 import sys
 import time
@@ -24,6 +25,7 @@ from stetholm.storage.paths import log_file
 
 JobMain = Callable[[Settings, Storage], dict[str, Any]]
 
+_ERROR_LINE = re.compile(r"^(stetholm(?:\.\w+)+): (.+)$", re.MULTILINE)
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 
 
@@ -57,10 +59,14 @@ def run_job(name: str, main: JobMain, argv: Sequence[str] | None = None) -> NoRe
 def find_user_error(error: BaseException) -> UserError | None:
     """The UserError behind an exception: itself, its causes, or what Ray's exceptions carry from other processes."""
     for candidate in _chain(error):
-        # A RayTaskError poses as its cause's class, but its text is the remote traceback.
-        if isinstance(candidate, UserError) and not hasattr(candidate, "traceback_str"):
+        if isinstance(candidate, UserError) and not _is_ray_task_error(candidate):
             return candidate
     return None
+
+
+def _is_ray_task_error(error: BaseException) -> bool:
+    """Whether it is Ray's, which poses as its cause's class but whose text is the remote traceback."""
+    return any(cls.__name__ == "RayTaskError" for cls in type(error).__mro__)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -85,8 +91,22 @@ def _behind(error: BaseException) -> list[Any]:
     failures = getattr(error, "worker_failures", None)  # ray.train.WorkerGroupError
     if isinstance(failures, dict):
         inner += failures.values()
+    if _is_ray_task_error(error):
+        inner.append(_named_in(str(error)))
     context = None if error.__suppress_context__ else error.__context__
     return [*inner, error.__cause__, context]
+
+
+def _named_in(remote_traceback: str) -> UserError | None:
+    """The UserError that a remote traceback names.
+
+    Ray Data wraps what a task raises, and pickling drops the wrapped exception's cause: only the text still tells.
+    """
+    for name, message in reversed(_ERROR_LINE.findall(remote_traceback)):
+        kind = pydoc.locate(name)
+        if isinstance(kind, type) and issubclass(kind, UserError):
+            return UserError(message)
+    return None
 
 
 def _verdict(name: str, error: Exception, secrets: _Secrets) -> tuple[int, str]:

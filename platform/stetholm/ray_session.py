@@ -15,14 +15,6 @@ machine's scheduler shares them out."""
 OBJECT_STORE_BYTES = 2 * 2**30
 """Of a local session: the streams need far less, and Ray's own default is 30 % of the machine's memory."""
 
-QUIET = {
-    "RAY_AUTH_MODE": "token",  # what a local Ray does by itself since 2.60, with a warning unless it is said
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; unset it is a warning in every job
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing of a clinic's machine is reported anywhere
-}
-
 
 @contextmanager
 def ray_session(num_cpus: float | None = None) -> Iterator[None]:
@@ -34,8 +26,6 @@ def ray_session(num_cpus: float | None = None) -> Iterator[None]:
     Args:
         num_cpus: logical CPUs of a Ray of our own; default the machine's, but at least four.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     import ray
 
     began = not ray.is_initialized()
