@@ -23,7 +23,7 @@ from serve.http import create_app
 from serve.keys import ApiKeys, load_keys
 from serve.service import Served, Service
 from stetholm import runs
-from stetholm.serving.engine import Completion, Delta, Request
+from stetholm.serving.engine import Completion, Delta, Request, collect
 from stetholm.serving.identity import ModelCard, read_card
 from stetholm.settings import AudioSettings, ServeSettings, Settings, load_settings
 from stetholm.storage import Storage, open_storage
@@ -49,7 +49,7 @@ class StethoLM:
         self._engine.generate_many([PROBE])
         self._backend = EngineBackend(self._engine)
         self._last_answer = time.monotonic()
-        self._active = 0
+        self._active = self._deltas = 0
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
         """Deltas of one request."""
@@ -58,20 +58,19 @@ class StethoLM:
             async with aclosing(self._backend.stream(request)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
                     self._last_answer = time.monotonic()
+                    self._deltas += 1
                     yield delta
         finally:
             self._active -= 1
 
     async def complete(self, request: Request) -> list[Completion]:
         """The answers of one request."""
-        from stetholm.serving.engine import collect
-
         async with aclosing(self.stream(request)) as deltas:  # type: ignore[type-var]
             return collect([delta async for delta in deltas], request.sampling.n)
 
-    async def active(self) -> int:
-        """Requests that are being answered here."""
-        return self._active
+    async def stats(self) -> dict[str, int]:
+        """Requests being answered here (``active``), and pieces of text sent so far (``deltas``)."""
+        return {"active": self._active, "deltas": self._deltas}
 
     async def ready(self) -> None:
         """Return when the model has answered lately, or answers now."""
@@ -132,6 +131,7 @@ def build(settings: Settings, storage: Storage) -> Application:
         ray_actor_options={"num_cpus": options.cpus_per_replica, "num_gpus": options.gpus_per_replica},
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
+        max_constructor_retry_count=2,
     ).bind(card.checkpoint, storage, in_flight)
     ingress = Ingress.options(ray_actor_options={"num_cpus": INGRESS_CPUS})  # type: ignore[attr-defined]
     application: Application = ingress.bind(model, card, options, settings.audio, load_keys(options.api_keys_file))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import signal
 import socket
 import threading
@@ -62,6 +63,7 @@ def deploy(settings: Settings, storage: Storage, block: bool = False) -> str:
     Raises:
         UserError: no such checkpoint, a bad key file, a port in use, or the model does not come up.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = build(settings, storage)
     options = settings.serve
     if not serve.status().proxies:  # else it is our own Serve that listens
