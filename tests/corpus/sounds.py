@@ -38,7 +38,7 @@ def pair(filename: str | list[str], number: int = 0, **changes: Any) -> dict[str
 
 
 def write_source(folder: Path, lines: Sequence[Mapping[str, Any] | bytes], recordings: int = 4) -> Settings:
-    """Recordings ``0.wav`` … below ``folder/audio`` and the lines as ``folder/pairs.jsonl``; settings to ingest them."""
+    """Recordings ``0.wav`` … below ``folder/audio``, the lines as ``folder/pairs.jsonl``; settings to ingest them."""
     audio = folder / "audio"
     audio.mkdir(parents=True, exist_ok=True)
     for index in range(recordings):

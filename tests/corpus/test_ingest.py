@@ -121,7 +121,7 @@ def test_too_many_rejects_end_the_job_and_say_why(tmp_path: Path, storage: Stora
 @pytest.mark.parametrize(("name", "lines"), [("ingest-none", [b""]), ("ingest-all-bad", [b"{"])])
 def test_nothing_left_is_an_error(tmp_path: Path, storage: Storage, name: str, lines: list[bytes]) -> None:
     settings = with_corpus(write_source(tmp_path / name, lines), max_reject_fraction=1.0)
-    with pytest.raises(UserError, match="no pairs|1 of 1 pairs"):
+    with pytest.raises(UserError, match=r"no pairs|1 of 1 pairs"):
         ingest(settings, storage)
 
 

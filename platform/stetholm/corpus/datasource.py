@@ -35,6 +35,7 @@ def quiet(dataset: D, *, preserve_order: bool = False, limits: ExecutionResource
     context: DataContext = dataset.context
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else a UserError in a task loses its message on the way
     # It would warn, once a process, that its bars are off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context.execution_options.preserve_order = preserve_order
@@ -82,6 +83,10 @@ class ShardReader:
         """Id and task of all rows of a shard, in storage order."""
         table = self._file(shard.path, shard.sha256).read(columns=["sample_id", "task"], use_threads=False)
         return list(zip(table["sample_id"].to_pylist(), table["task"].to_pylist(), strict=True))
+
+    def column_names(self, shard: ShardInfo) -> list[str]:
+        """Columns of a shard."""
+        return list(self._file(shard.path, shard.sha256).schema_arrow.names)
 
     def _file(self, path: str, sha256: str) -> pq.ParquetFile:
         where = f"{self.corpus_uri}/{path}"

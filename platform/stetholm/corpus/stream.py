@@ -10,7 +10,7 @@ rank reads what. Given the ledger of what has been consumed, the rest of the epo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from ray.data import Dataset, ExecutionResources, TaskPoolStrategy
 from stetholm.corpus.datasource import PlanDatasource, ShardReader, data_cpus, quiet, row_groups
 from stetholm.corpus.features import Cached, Featurise, read_features
 from stetholm.corpus.ledger import Ledger
-from stetholm.corpus.manifest import Manifest
+from stetholm.corpus.manifest import CorpusError, Manifest
 from stetholm.corpus.plan import Plan
 from stetholm.settings import AudioSettings
 from stetholm.storage import Storage
@@ -36,7 +36,7 @@ CPUS_PER_TASK = 0.25
 """Little, so that reading finds a place beside training workers that hold nearly all CPUs."""
 MAX_TASKS = 16
 BYTES_PER_TASK = 32 * 2**20
-_READ_IDS_THREADS = 8
+_INDEX_THREADS = 8
 
 
 class CorpusStream:
@@ -56,9 +56,10 @@ class CorpusStream:
         prepare: called with each row (without its features) inside the Ray tasks; what it returns is added to it.
         audio_limits: bounds on every sound that is decoded.
         augment: change waveforms in ways that keep their label (with ``training`` only).
+        tasks: only rows of these tasks; None: all.
 
     Raises:
-        CorpusError: there is no corpus, or nothing in the split.
+        CorpusError: there is no corpus, nothing in the split, or no such column.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class CorpusStream:
         prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         audio_limits: AudioSettings = AudioSettings(),  # noqa: B008 (immutable)
         augment: bool = False,
+        tasks: Collection[str] | None = None,
     ) -> None:
         self.manifest = Manifest.load(storage, corpus_uri)
         self._split = self.manifest.split(split)
@@ -92,6 +94,7 @@ class CorpusStream:
             prepare=Cached(prepare) if prepare is not None else None,
             limits=audio_limits,
         )
+        self._require(columns)
         self._groups, sizes = row_groups(self._split)
         self._plan = Plan(
             sizes,
@@ -99,7 +102,7 @@ class CorpusStream:
             epochs=epochs,
             world_size=world_size,
             shuffle=training,
-            consumed=self._consumed(ledger, epochs),
+            consumed=self._left_out(ledger, epochs, tasks),
         )
 
     def rows_of(self, rank: int) -> int:
@@ -111,7 +114,7 @@ class CorpusStream:
         source = PlanDatasource(self._reader, self._groups, list(self._plan.pieces(self._rank)))
         if not source.tasks:
             return ray.data.from_arrow(pa.table({"sample_id": pa.array([], pa.string())}))
-        tasks = self._tasks()
+        tasks = min(self._tasks(), source.tasks)
         limits = ExecutionResources(cpu=tasks * CPUS_PER_TASK, gpu=0, object_store_memory=tasks * BYTES_PER_TASK)
         # Both operators ask for the same, so that Ray Data runs them as one task and no audio changes hands.
         read = ray.data.read_datasource(
@@ -134,26 +137,36 @@ class CorpusStream:
         for block in self.dataset().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             yield from cast(pa.Table, block).to_pylist()
 
+    def _require(self, columns: Iterable[str]) -> None:
+        there = self._reader.column_names(self._split.shards[0])
+        for column in columns:
+            if column not in there:
+                raise CorpusError(f"{self._reader.corpus_uri} has no column {column!r}; it has: {', '.join(there)}")
+
     def _tasks(self) -> int:
         """Tasks at a time: this rank's share of the CPUs, two at least so that one reads while another computes."""
         return int(np.clip(data_cpus() // self._world_size, 2, MAX_TASKS))
 
-    def _consumed(self, ledger: Ledger | None, epochs: int) -> dict[int, dict[int, np.ndarray]]:
-        """Positions, by epoch and row group, of the samples that the ledger names."""
-        started = [epoch for epoch in (ledger.epochs if ledger else []) if epoch < epochs]
-        if ledger is None or not started:
+    def _left_out(
+        self, ledger: Ledger | None, epochs: int, tasks: Collection[str] | None
+    ) -> dict[int, dict[int, np.ndarray]]:
+        """Positions, by epoch and row group, of the samples that the ledger names and of unwanted tasks."""
+        ledger = ledger or Ledger()
+        if tasks is None and not any(epoch < epochs for epoch in ledger.epochs):
             return {}
-        ids = self._sample_ids()
-        return {epoch: _positions(ids, ledger.seen(epoch)) for epoch in started}
+        groups = self._index()
+        ids = [[sample for sample, _ in group] for group in groups]
+        unwanted = {sample for group in groups for sample, task in group if tasks is not None and task not in tasks}
+        return {epoch: _positions(ids, ledger.seen(epoch) | unwanted) for epoch in range(epochs)}
 
-    def _sample_ids(self) -> list[list[str]]:
-        """Ids of the rows of each row group, in storage order: one column of every shard is read."""
-        with ThreadPoolExecutor(_READ_IDS_THREADS) as pool:
-            shards = pool.map(self._reader.sample_ids, self._split.shards)
+    def _index(self) -> list[list[tuple[str, str]]]:
+        """Id and task of the rows of each row group, in storage order: two columns of every shard are read."""
+        with ThreadPoolExecutor(_INDEX_THREADS) as pool:
+            shards = pool.map(self._reader.index, self._split.shards)
             groups = []
-            for shard, ids in zip(self._split.shards, shards, strict=True):
+            for shard, rows in zip(self._split.shards, shards, strict=True):
                 ends = np.cumsum(shard.row_groups).tolist()
-                groups += [ids[end - rows : end] for end, rows in zip(ends, shard.row_groups, strict=True)]
+                groups += [rows[end - count : end] for end, count in zip(ends, shard.row_groups, strict=True)]
         return groups
 
 

@@ -1,0 +1,178 @@
+"""The streaming reader over S3 and Ray: the plan's rows, exactly once, the same again, with features."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from stetholm.audio.decode import AudioError, decode
+from stetholm.audio.features import crop, log_mel
+from stetholm.audio.resample import resample
+from stetholm.corpus.ledger import Ledger
+from stetholm.corpus.manifest import CorpusError, Manifest
+from stetholm.corpus.shards import write_corpus
+from stetholm.corpus.stream import CorpusStream, read_features
+from stetholm.job import find_user_error
+from stetholm.settings import AudioSettings
+from stetholm.storage import Storage
+from tests.corpus.sounds import rows
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+ROWS = rows(50)
+LONG = rows(6, seconds=9.0)
+
+
+@pytest.fixture(scope="module")
+def corpus(storage: Storage) -> str:
+    uri = storage.join("test-stream")
+    write_corpus(
+        storage, uri, {"train": ROWS, "test": ROWS[:7], "val": LONG}, inputs={}, shard_bytes=20_000, row_group_rows=4
+    )
+    assert len(Manifest.load(storage, uri).splits["train"].shards) > 1
+    return uri
+
+
+def ids(found: list[dict[str, Any]]) -> list[str]:
+    return [row["sample_id"] for row in found]
+
+
+def test_every_row_once_and_whole(storage: Storage, corpus: str) -> None:
+    stream = CorpusStream(storage, corpus, split="train", seed=1)
+    found = list(stream.rows())
+    assert stream.rows_of(0) == len(found) == len(ROWS)
+    given = {row["sample_id"]: row for row in ROWS}
+    assert ids(found) != list(given)  # shuffled
+    assert sorted(ids(found)) == sorted(given)
+    for row in found:
+        source = given[row["sample_id"]]
+        for column in ("recording_ids", "instruction", "response", "task", "dataset", "distribution", "patient"):
+            assert row[column] == source[column]
+        assert row["epoch"] == 0 and row["recordings"] == len(source["audio"])
+        assert "audio" not in row
+        sound = decode(source["audio"][-1])
+        expected = log_mel(crop(resample(sound.samples, sound.rate), None))
+        np.testing.assert_array_equal(read_features(row)[-1], expected)
+
+
+def test_two_ranks_and_epochs_then_resume_with_three(storage: Storage, corpus: str) -> None:
+    def stream(rank: int, world_size: int, ledger: Ledger | None = None) -> CorpusStream:
+        return CorpusStream(
+            storage, corpus, split="train", seed=5, epochs=2, rank=rank, world_size=world_size, ledger=ledger
+        )
+
+    ledger = Ledger()
+    seen: Counter[tuple[int, str]] = Counter()
+    for rank, steps in [(0, 30), (1, 27)]:  # killed in the second epoch
+        found = list(islice(stream(rank, 2).rows(), steps))
+        assert len(found) == steps
+        for row in found:
+            ledger.add(row["epoch"], [row["sample_id"]])
+            seen[row["epoch"], row["sample_id"]] += 1
+    restored = Ledger.from_json(ledger.to_json())
+    left = [stream(rank, 3, restored).rows_of(rank) for rank in range(3)]
+    assert sum(left) == 100 - 57
+    for rank in range(3):
+        found = list(stream(rank, 3, restored).rows())
+        assert len(found) == left[rank]
+        seen.update((row["epoch"], row["sample_id"]) for row in found)
+    assert seen == Counter((epoch, row["sample_id"]) for epoch in range(2) for row in ROWS)
+
+
+def test_nothing_left(storage: Storage, corpus: str) -> None:
+    ledger = Ledger()
+    ledger.add(0, [row["sample_id"] for row in ROWS])
+    stream = CorpusStream(storage, corpus, split="train", seed=5, ledger=ledger)
+    assert stream.rows_of(0) == 0
+    assert list(stream.rows()) == []
+    assert stream.dataset().count() == 0
+
+
+def test_order_and_crops_are_the_same_again_and_differ_by_epoch(storage: Storage, corpus: str) -> None:
+    def run(seed: int, world_size: int = 1, augment: bool = False) -> list[dict[str, Any]]:
+        streams = [
+            CorpusStream(
+                storage, corpus, split="val", seed=seed, epochs=2, rank=rank, world_size=world_size, augment=augment
+            )
+            for rank in range(world_size)
+        ]
+        return [row for stream in streams for row in stream.rows()]
+
+    first, again, other = run(1), run(1), run(2)
+    assert first == again
+    features = {(row["sample_id"], row["epoch"]): row["features"] for row in first}
+    assert len(set(features.values())) == len(features)  # random crops of 9 s
+    assert features != {(row["sample_id"], row["epoch"]): row["features"] for row in other}
+    # The crop depends on the sample, not on who reads it.
+    assert features == {(row["sample_id"], row["epoch"]): row["features"] for row in run(1, world_size=2)}
+    assert features != {(row["sample_id"], row["epoch"]): row["features"] for row in run(1, augment=True)}
+
+
+def test_evaluation_keeps_storage_order_and_the_first_seconds(storage: Storage, corpus: str) -> None:
+    found = list(CorpusStream(storage, corpus, split="val", seed=1, training=False).rows())
+    assert ids(found) == [row["sample_id"] for row in LONG]
+    sound = decode(LONG[0]["audio"][0])
+    np.testing.assert_array_equal(read_features(found[0])[0], log_mel(crop(resample(sound.samples, sound.rate))))
+
+
+def test_prepare_runs_in_the_tasks_and_adds_columns(storage: Storage, corpus: str) -> None:
+    def prepare(row: dict[str, Any]) -> dict[str, Any]:
+        assert "features" not in row
+        return {"input_ids": [len(row["instruction"]), row["recordings"]], "response": row["response"].upper()}
+
+    stream = CorpusStream(
+        storage, corpus, split="test", seed=0, training=False, prepare=prepare, extra_columns=("audio", "sampling_rate")
+    )
+    for row, source in zip(stream.rows(), ROWS, strict=False):
+        assert row["input_ids"] == [len(source["instruction"]), len(source["audio"])]
+        assert row["response"] == source["response"].upper()
+        assert (row["audio"], row["sampling_rate"]) == (source["audio"], source["sampling_rate"])
+
+
+def test_dataset_feeds_other_ray_data_steps(storage: Storage, corpus: str) -> None:
+    dataset = CorpusStream(storage, corpus, split="test", seed=0, training=False).dataset()
+    counted = dataset.map_batches(lambda batch: {"n": np.array([len(batch["sample_id"])])}, batch_size=4)
+    assert sum(row["n"] for row in counted.take_all()) == 7
+
+
+def test_several_streams_at_once_when_cpus_are_scarce(storage: Storage, corpus: str) -> None:
+    """Training workers hold nearly all CPUs and read inside their own processes."""
+    free = ray.available_resources().get("CPU", 0)
+    worker = ray.remote(num_cpus=(free - 0.5) / 2)(_read_in_worker)
+    halves = ray.get([worker.remote(storage, corpus, rank) for rank in range(2)])
+    assert sorted(halves[0] + halves[1]) == sorted(ids(ROWS))
+
+
+def _read_in_worker(storage: Storage, corpus: str, rank: int) -> list[str]:
+    return ids(list(CorpusStream(storage, corpus, split="train", seed=0, rank=rank, world_size=2).rows()))
+
+
+def test_errors(storage: Storage, corpus: str) -> None:
+    with pytest.raises(CorpusError, match="no rows in split 'inference'"):
+        CorpusStream(storage, corpus, split="inference", seed=0)
+    with pytest.raises(CorpusError, match="no corpus at"):
+        CorpusStream(storage, storage.join("test-stream-none"), split="train", seed=0)
+    with pytest.raises(CorpusError, match="no column 'chosen'"):
+        CorpusStream(storage, corpus, split="train", seed=0, extra_columns=("chosen",))
+    strict = CorpusStream(storage, corpus, split="val", seed=0, audio_limits=AudioSettings(max_seconds=1.0))
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        list(strict.rows())
+    assert isinstance(find_user_error(caught.value), AudioError)  # so that a job can say it in one line
+
+
+def test_only_some_tasks(storage: Storage) -> None:
+    uri = storage.join("test-stream-tasks")
+    mixed = [{**row, "task": "Report" if index % 3 else "Location"} for index, row in enumerate(rows(20))]
+    write_corpus(storage, uri, {"train": mixed}, inputs={}, row_group_rows=4)
+    ledger = Ledger()
+    ledger.add(0, [mixed[1]["sample_id"]])
+    wanted = {"Report"}
+    stream = CorpusStream(storage, uri, split="train", seed=0, epochs=2, tasks=wanted, ledger=ledger)
+    found = list(stream.rows())
+    assert {row["task"] for row in found} == wanted
+    assert len(found) == stream.rows_of(0) == 13 + 12
