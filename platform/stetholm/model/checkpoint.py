@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stetholm.model.loading import local_folder
+from stetholm.errors import UserError
+from stetholm.model.loading import is_own, local_folder, read_weights
 from stetholm.model.lora import merge_lora
 from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration
 from stetholm.model.processing_stetholm import StethoLMProcessor
@@ -74,3 +75,23 @@ def load_checkpoint(
     if merge:
         merge_lora(model)
     return model, processor
+
+
+def load_own_weights(
+    model: StethoLMForConditionalGeneration, source: str | Path, storage: Storage | None = None
+) -> None:
+    """Copy encoder, projector and adapters of a checkpoint into ``model``, as exactly as ``model``'s types hold them.
+
+    Args:
+        model: a model of the checkpoint's sizes; adapters that only the model has stay as they are.
+        source: folder or ``s3://`` URI.
+        storage: where to fetch a URI from.
+
+    Raises:
+        UserError: the checkpoint is damaged or holds weights that the model lacks.
+    """
+    state = {key: value for key, value in read_weights(Path(local_folder(source, storage))).items() if is_own(key)}
+    unknown = sorted(state.keys() - model.state_dict().keys())
+    if unknown:
+        raise UserError(f"checkpoint {source} has weights that the model lacks ({unknown[0]}): is it of another model?")
+    model.load_state_dict(state, strict=False)

@@ -56,8 +56,9 @@ class StethoLMConfig(PreTrainedConfig):
     def _check(self, encoder: Any) -> None:
         """Raise ValueError, naming the key and the remedy, where parts of the configuration disagree."""
         if not isinstance(self.audio_config, encoder.config_class):
+            kind = getattr(self.audio_config, "model_type", None)
             raise ValueError(
-                f"audio_config is of type {self.audio_config.model_type!r}, but audio_encoder {self.audio_encoder!r} "
+                f"audio_config is of type {kind!r}, but audio_encoder {self.audio_encoder!r} "
                 f"needs {encoder.config_class.model_type!r}: change one of the two"
             )
         encoder.check_config(self.audio_config)
@@ -76,9 +77,14 @@ class StethoLMConfig(PreTrainedConfig):
                 raise ValueError(f"lora.{name} is {adapter}: give r (1 or more), alpha and dropout")
 
     @property
+    def text(self) -> Any:
+        """``text_config`` as the configuration object that it is after construction."""
+        return self.text_config
+
+    @property
     def width(self) -> int:
         """d, the language model's embedding size."""
-        return int(self.text_config.hidden_size)  # type: ignore[union-attr]
+        return int(self.text.hidden_size)
 
 
 def _sub_config(given: Any, default: Any) -> PreTrainedConfig:
@@ -90,8 +96,9 @@ def _sub_config(given: Any, default: Any) -> PreTrainedConfig:
         kind = fields.pop("model_type", None)
         if kind not in CONFIG_MAPPING:
             raise ValueError(f"model_type {kind!r} in the configuration is not known to the installed transformers")
-        return CONFIG_MAPPING[kind](**fields)  # type: ignore[no-any-return]
-    return given  # type: ignore[no-any-return]
+        given = CONFIG_MAPPING[kind](**fields)
+    config: PreTrainedConfig = given
+    return config
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from stetholm.errors import UserError
 from stetholm.model.configuration_stetholm import StethoLMConfig
-from stetholm.model.language import AUDIO_TOKEN, load_language_model, load_tokenizer
+from stetholm.model.language import AUDIO_TOKEN, load_language_model, load_tokenizer, token_id
 from stetholm.model.lora import add_lora
 from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration
 from stetholm.model.processing_stetholm import StethoLMProcessor
@@ -59,7 +59,7 @@ def assemble(
         audio_config=audio_config,
         text_config=copy.deepcopy(causal_lm.config.get_text_config()),
         audio_encoder=settings.audio_encoder,
-        audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO_TOKEN),
+        audio_token_id=token_id(tokenizer, AUDIO_TOKEN),
         prompt_style=settings.prompt_style,
         projector_dropout=settings.projector_dropout,
         language_model=settings.language_model,
@@ -79,7 +79,7 @@ def assemble(
 
 def build_processor(tokenizer: PreTrainedTokenizerBase, config: StethoLMConfig) -> StethoLMProcessor:
     """The processor that goes with a model of ``config``."""
-    gemma = str(config.text_config.model_type).startswith("gemma3")  # type: ignore[union-attr]
+    gemma = str(config.text.model_type).startswith("gemma3")
     # MedGemma's prompt starts where an image would have ended, as in the published code.
     marker = "<end_of_image>" if gemma and "<end_of_image>" in tokenizer.get_vocab() else ""
     return StethoLMProcessor(
@@ -104,7 +104,7 @@ def _generation_config(
     """Greedy; ends at the base model's own ends and at the tokenizer's EOS; never writes the placeholder."""
     base = causal_lm.generation_config.eos_token_id if causal_lm.generation_config else None
     ends = {tokenizer.eos_token_id, *(base if isinstance(base, list) else [base])} - {None}
-    in_vocabulary = config.audio_token_id < config.text_config.vocab_size  # type: ignore[union-attr]
+    in_vocabulary = config.audio_token_id < config.text.vocab_size
     return GenerationConfig(
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,

@@ -65,6 +65,14 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str = "it") -> P
     return tokenizer
 
 
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of one token."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(found, int):
+        raise TypeError(f"{token!r} is not one token")
+    return found
+
+
 def language_model_source(name: str) -> str:
     """What transformers can load ``name`` from: a folder, or a hub id as it is.
 
@@ -131,7 +139,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
         Path(f"{folder}.new").replace(folder)
 
 
-class _explained:  # noqa: N801 (reads as a statement)
+class _explained:
     """Context manager: transformers' loading errors as one UserError that names the model."""
 
     def __init__(self, name: str) -> None:

@@ -24,11 +24,13 @@ _HARMLESS_KWARGS = {
 }
 
 
-class CheckpointMixin:
+class CheckpointedModel(PreTrainedModel):
     """``from_pretrained`` and ``save_pretrained`` that know URIs and checkpoints without the base model's weights."""
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str] | None, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, source: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """A model from a folder, an ``s3://`` URI or a hub id, in eval mode.
 
         A checkpoint without the language model's weights (``config.weights == "adapter"``) takes them from
@@ -54,11 +56,13 @@ class CheckpointMixin:
         _refuse_partial(source, sorted(info["missing_keys"]), [])
         return (model, info) if want_info else model
 
-    def save_pretrained(self, folder: str | os.PathLike[str], state_dict: Any = None, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, folder: str | os.PathLike[str], state_dict: Any = None, **kwargs: Any
+    ) -> None:
         """As in transformers; leaves out the base model's weights where ``config.weights`` is ``adapter``."""
-        model = cast(Any, self)
-        state = model.state_dict() if state_dict is None else state_dict
-        cast(Any, super()).save_pretrained(folder, state_dict=own_state(model.config, state), **kwargs)
+        state = self.state_dict() if state_dict is None else state_dict
+        config = cast(StethoLMConfig, self.config)
+        super().save_pretrained(folder, state_dict=own_state(config, state), **kwargs)
 
 
 def local_folder(source: str | os.PathLike[str], storage: Any = None) -> str:
@@ -110,8 +114,9 @@ def _load_adapter(cls: Any, config: StethoLMConfig, folder: Path, kwargs: dict[s
     from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration, StethoLMModel
 
     config.dtype = dtype
-    model = StethoLMForConditionalGeneration(config, base).to(dtype)
-    state = _read_weights(folder)
+    model: Any = StethoLMForConditionalGeneration(config, base)
+    model.to(dtype)
+    state = read_weights(folder)
     wanted = {key for key in own_state(config, model.state_dict())}
     _refuse_partial(folder, sorted(wanted - state.keys()), sorted(state.keys() - wanted))
     try:
@@ -131,7 +136,7 @@ def resolve_dtype(given: Any, config: StethoLMConfig) -> torch.dtype:
     return dtype or torch.float32
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of ``model.safetensors``; keys of the headless class get their prefix."""
     file = folder / WEIGHTS
     if not file.is_file():
@@ -145,7 +150,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def _check_base(config: StethoLMConfig, base: PreTrainedModel, folder: Path) -> None:
     """An adapter made for one base must not be put on another."""
-    text, found = cast(Any, config.text_config), base.config.get_text_config()
+    text, found = config.text, base.config.get_text_config()
     for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         if getattr(text, key, None) != getattr(found, key, None):
             raise UserError(

@@ -48,12 +48,16 @@ def inject_lora(language_model: nn.Module, name: str, adapter: dict[str, Any]) -
         layer.set_adapter([*layer.r])
         # transformers must not draw these anew: B starts at zero.
         for part in layer.modules():
-            part._is_hf_initialized = True  # type: ignore[assignment]
+            part._is_hf_initialized = True
 
 
-def lora_layers(model: nn.Module) -> list[LoraLayer]:
+def lora_layers(model: nn.Module) -> list[Any]:
     """The adapted projections of ``model``."""
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return [module for _, module in _named_lora_layers(model)]
+
+
+def _named_lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
 def add_lora(model: StethoLMForConditionalGeneration, settings: LoraSettings, name: str = "default") -> None:
@@ -73,13 +77,12 @@ def add_lora(model: StethoLMForConditionalGeneration, settings: LoraSettings, na
 @torch.no_grad()
 def merge_lora(model: StethoLMForConditionalGeneration) -> None:
     """Fold all adapters into the language model's weights, each weight rounded once; afterwards there are none."""
-    decoder = model.model.language_model
-    for name, module in list(decoder.named_modules()):
-        if isinstance(module, LoraLayer):
-            base = module.get_base_layer()
-            delta = sum(module.get_delta_weight(adapter).float() for adapter in module.r)
-            base.weight.copy_(base.weight.float() + delta)
-            decoder.set_submodule(name, base)
+    decoder: Any = model.model.language_model
+    for name, module in _named_lora_layers(decoder):
+        base = module.get_base_layer()
+        delta = sum(module.get_delta_weight(adapter).float() for adapter in module.r)
+        base.weight.copy_(base.weight.float() + delta)
+        decoder.set_submodule(name, base)
     if getattr(decoder, "peft_config", None) is not None:
         del decoder.peft_config
     decoder._hf_peft_config_loaded = False
@@ -163,4 +166,5 @@ def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parameters)  # type: ignore[no-any-return]
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
+    return context

@@ -17,16 +17,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from stetholm.model.configuration_stetholm import StethoLMConfig
 from stetholm.model.encoders import build_encoder
 from stetholm.model.encoders.base import N_FRAMES, N_MELS
-from stetholm.model.loading import CheckpointMixin
+from stetholm.model.loading import CheckpointedModel
 from stetholm.model.lora import inject_lora
 from stetholm.model.projector import PrefixProjector
 from stetholm.model.response import ResponseTokens, repeat_recordings
 
 
-class StethoLMPreTrainedModel(CheckpointMixin, PreTrainedModel):
+class StethoLMPreTrainedModel(CheckpointedModel):
     """What both classes share: configuration, initialisation, loading and saving."""
 
     config_class = StethoLMConfig
+    config: StethoLMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -36,6 +37,8 @@ class StethoLMPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_attention_backend = True
     # The loss takes num_items_in_batch, so the Trainer need not rescale it.
     accepts_loss_kwargs = True
+    # Batch norm's statistics stay float32 (see FloatBatchNorm2d), also where transformers puts weights in place.
+    _keep_in_fp32_modules_strict = frozenset({"running_mean", "running_var"})  # type: ignore[assignment]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -57,7 +60,7 @@ class StethoLMModel(StethoLMPreTrainedModel):
 
     def __init__(self, config: StethoLMConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.audio_tower = build_encoder(config.audio_encoder, config.audio_config)  # type: ignore[arg-type]
+        self.audio_tower = build_encoder(config.audio_encoder, config.audio_config)
         self.projector = PrefixProjector(
             self.audio_tower.width, config.width, config.prefix_tokens, config.projector_dropout
         )
@@ -103,7 +106,8 @@ class StethoLMModel(StethoLMPreTrainedModel):
                 "as StethoLMProcessor makes it"
             )
         projector = self.reference_projector if self.use_reference else self.projector
-        pooled = self.audio_tower(input_features.to(self.projector.model[0].weight.dtype))
+        first: Any = self.projector.model[0]
+        pooled = self.audio_tower(input_features.to(first.weight.dtype))
         return cast(torch.Tensor, cast(nn.Module, projector)(pooled))
 
     def embed(
@@ -198,7 +202,7 @@ class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, GenerationMixin)
         super().__init__(config)
         self.model = StethoLMModel(config, None if causal_lm is None else causal_lm.get_decoder())
         if causal_lm is None:
-            self.lm_head = nn.Linear(config.width, config.text_config.vocab_size, bias=config.head_bias)  # type: ignore[union-attr]
+            self.lm_head = nn.Linear(config.width, config.text.vocab_size, bias=config.head_bias)
         else:
             self.lm_head = mark_initialised(causal_lm.get_output_embeddings())
         embeddings = self.model.get_input_embeddings()
@@ -274,7 +278,8 @@ class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, GenerationMixin)
             use_cache=False if labels is not None else use_cache,
             **kwargs,
         )
-        loss = logits = None
+        loss: Any = None
+        logits: Any = None
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.logits(outputs.last_hidden_state[:, keep])
@@ -313,7 +318,7 @@ class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, GenerationMixin)
         return cast(torch.Tensor, outputs.last_hidden_state)
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: torch.Tensor | None = None,
         *args: Any,
@@ -324,20 +329,20 @@ class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, GenerationMixin)
         """As in transformers; the recordings are encoded once, however many sequences are returned."""
         if audio_embeds is None and input_features is not None and len(input_features):
             audio_embeds = self.encode_audio(input_features)
-        return super().generate(inputs, *args, audio_embeds=audio_embeds, **kwargs)
+        return cast(Any, super()).generate(inputs, *args, audio_embeds=audio_embeds, **kwargs)
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """The recordings enter on the first step; afterwards they are in the cache."""
-        inputs = super().prepare_inputs_for_generation(
+        inputs = cast(Any, super()).prepare_inputs_for_generation(
             input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs["audio_embeds"] = None
         return cast(dict[str, Any], inputs)
 
-    def _expand_inputs_for_generation(  # type: ignore[override]
+    def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         """Repeat each prompt, with its recordings, however many it has."""
@@ -345,7 +350,7 @@ class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, GenerationMixin)
         if audio is not None and input_ids is not None:
             blocks = (input_ids == self.config.audio_token_id).sum(dim=1) // self.config.prefix_tokens
             audio = repeat_recordings(audio, blocks.tolist(), expand_size)
-        ids, model_kwargs = super()._expand_inputs_for_generation(
+        ids, model_kwargs = cast(Any, super())._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         return ids, {**model_kwargs, "audio_embeds": audio}

@@ -12,7 +12,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from stetholm.errors import UserError
 from stetholm.model.encoders.base import N_FRAMES, N_MELS
-from stetholm.model.language import AUDIO_TOKEN, prepare_tokenizer
+from stetholm.model.language import AUDIO_TOKEN, prepare_tokenizer, token_id
 from stetholm.model.loading import local_folder
 from stetholm.model.prompts import domain_sentence
 from stetholm.model.response import IGNORE
@@ -20,7 +20,7 @@ from stetholm.model.response import IGNORE
 _SLOT = "stetholm-user-text-slot"
 
 
-class StethoLMProcessor(ProcessorMixin):  # type: ignore[misc]
+class StethoLMProcessor(ProcessorMixin):
     """Tokenizer + log-mel front end + prompt.
 
     Args:
@@ -43,12 +43,12 @@ class StethoLMProcessor(ProcessorMixin):  # type: ignore[misc]
         self.prompt_style = prompt_style
         self.prompt_marker = prompt_marker
         super().__init__(prepare_tokenizer(tokenizer), chat_template=chat_template)
-        self.audio_token_id: int = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+        self.audio_token_id = token_id(tokenizer, AUDIO_TOKEN)
         if prompt_style == "chat" and not tokenizer.chat_template:
             raise UserError("model.prompt_style is chat, but the language model has no chat template: use plain")
 
     @classmethod
-    def from_pretrained(cls, source: Any, **kwargs: Any) -> StethoLMProcessor:
+    def from_pretrained(cls, source: Any, **kwargs: Any) -> StethoLMProcessor:  # type: ignore[override]
         """A processor from a folder, an ``s3://`` URI or a hub id."""
         processor: StethoLMProcessor = super().from_pretrained(local_folder(source), **kwargs)
         return processor
@@ -125,6 +125,7 @@ class StethoLMProcessor(ProcessorMixin):  # type: ignore[misc]
             sampling_rate: of the waveforms, in Hz.
             dataset: chooses the domain sentence.
             padding_side: ``left`` for generation.
+            **kwargs: ``return_tensors="pt"`` and ``padding`` are taken for the Auto classes' sake.
 
         Returns:
             ``input_ids``, ``attention_mask``, ``input_features`` (recordings, 64, 218).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -17,7 +19,7 @@ class PrefixProjector(nn.Module):
         self.tokens, self.d = tokens, d
         sizes = (width, d * tokens // 2, d * tokens, d * tokens)
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.Tanh(), nn.Dropout(dropout)]
         self.model = nn.Sequential(*layers[:-2])
 

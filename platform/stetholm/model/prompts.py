@@ -17,17 +17,18 @@ _LUNG_WORDS = re.compile(r"(lung|breath|respir|cough|wheez|crackl|pulmon)", re.I
 def domain_sentence(dataset: str | None, instruction: str) -> str:
     """The sentence before the instruction.
 
-    By the data set's name as published; where there is none (an endpoint's request, the synthetic corpus) by the
-    instruction's words, and cardiopulmonary if they name both organs or neither (our choice).
+    By the data set's name as published; heart sets beyond the published ones are those named ``heart-...``. Where
+    there is no name (an endpoint's request) by the instruction's words, and cardiopulmonary if they name both organs
+    or neither (our choice).
     """
     name = (dataset or "").lower()
-    if name in HEART_DATASETS:
+    if name in HEART_DATASETS or name.startswith("heart"):
         return HEART
     if name == "kauh":
         return CARDIOPULMONARY
     if name == "safety":
         return ""
-    return _by_words(instruction) if not name or name.startswith("synthetic") else RESPIRATORY
+    return RESPIRATORY if name else _by_words(instruction)
 
 
 def _by_words(instruction: str) -> str:

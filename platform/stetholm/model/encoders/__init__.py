@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from stetholm.model.encoders.ast import AstEncoder
 from stetholm.model.encoders.base import ENCODERS, AudioEncoder, register
 from stetholm.model.encoders.clap import ClapEncoder
@@ -21,7 +19,7 @@ def encoder_class(name: str) -> type[AudioEncoder]:
     return ENCODERS[name]
 
 
-def build_encoder(name: str, config: PreTrainedConfig) -> AudioEncoder:
+def build_encoder(name: str, config: Any) -> AudioEncoder:
     """A randomly initialised encoder ``name`` of the size that ``config`` gives."""
     factory: Any = encoder_class(name)
     encoder: AudioEncoder = factory(config)
