@@ -55,6 +55,17 @@ def require_free_port(host: str, port: int) -> None:
             raise UserError(f"cannot listen on serve.host {host}, port {port}: {error.strerror}") from error
 
 
+def _require_ours(url: str) -> None:
+    """Serve listens already on this Ray, and keeps its port until it is shut down: it must be the one wanted."""
+    try:
+        with urllib.request.urlopen(f"{url}/-/healthz", timeout=10):
+            return
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(
+            f"Ray Serve already runs on this Ray, but not at {url}: use its port, or shut it down"
+        ) from error
+
+
 def deploy(settings: Settings, storage: Storage, block: bool = False) -> str:
     """Start or update the endpoint on the Ray that this process is connected to; return its base URL once it answers.
 
@@ -66,7 +77,9 @@ def deploy(settings: Settings, storage: Storage, block: bool = False) -> str:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = build(settings, storage)
     options = settings.serve
-    if not serve.status().proxies:  # else it is our own Serve that listens
+    if serve.status().proxies:
+        _require_ours(base_url(options))
+    else:
         require_free_port(options.host, options.port)
     try:
         serve.start(

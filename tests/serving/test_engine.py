@@ -57,7 +57,9 @@ def test_streams_together_give_what_is_generated_offline(engine):
     async def all_at_once() -> list[list[Delta]]:
         return await asyncio.gather(*(streamed(engine, request) for request in MIXED))
 
-    answers = [collect(deltas, request.sampling.n) for deltas, request in zip(asyncio.run(all_at_once()), MIXED)]
+    answers = [
+        collect(deltas, request.sampling.n) for deltas, request in zip(asyncio.run(all_at_once()), MIXED, strict=True)
+    ]
     assert answers == engine.generate_many(MIXED)
 
 

@@ -57,9 +57,7 @@ def test_nothing_is_taken_after_the_end():
     assert SimpleNamespace(**vars(deltas[-1])).finish_reason == "stop"
 
 
-@given(
-    logits=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=12), top_p=st.floats(0, 1, exclude_max=True)
-)
+@given(logits=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=12), top_p=st.floats(0, 1, exclude_max=True))
 def test_nucleus_is_the_smallest_set_that_reaches_top_p(logits, top_p):
     scores = torch.tensor(logits, dtype=torch.float64)
     kept = keep_top_p(scores, top_p).isfinite()

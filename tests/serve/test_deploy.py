@@ -1,0 +1,83 @@
+"""What is found out before anything starts, and the foreground command."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serve.app import build
+from serve.deploy import base_url, require_free_port
+from stetholm.errors import UserError
+from stetholm.settings import ServeSettings, load_settings
+from stetholm.storage import Storage
+from tests.serve.test_app import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_checkpoint_that_is_not_there(storage: Storage):
+    settings = load_settings(None, [f"serve.model={storage.join('nowhere')}"], {})
+    with pytest.raises(UserError, match="no checkpoint at s3://stetholm/nowhere"):
+        build(settings, storage)
+
+
+def test_a_run_without_a_checkpoint(storage: Storage):
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        build(load_settings(None, ["run.name=never-ran"], {}), storage)
+
+
+def test_the_runs_last_checkpoint_is_taken(storage: Storage, tiny_checkpoint: str):
+    storage.write_json(storage.join("runs", "serve-test", "sft", "result.json"), {"output": tiny_checkpoint})
+    assert build(load_settings(None, ["run.name=serve-test"], {}), storage) is not None
+
+
+def test_a_port_in_use_is_one_clear_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is in use"):
+            require_free_port("127.0.0.1", port)
+    require_free_port("127.0.0.1", port)
+
+
+def test_addresses():
+    assert base_url(ServeSettings(host="0.0.0.0", port=81)) == "http://127.0.0.1:81"
+    with pytest.raises(UserError, match="cannot listen"):
+        require_free_port("203.0.113.7", 8000)
+
+
+def command(*settings: str) -> list[str]:
+    return [sys.executable, "-m", "serve.deploy", *(part for one in settings for part in ("--set", one))]
+
+
+def test_the_command_refuses_a_missing_checkpoint(storage: Storage):
+    chosen = command(f"serve.model={storage.join('nowhere')}", f"serve.port={free_port()}")
+    done = subprocess.run(chosen, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("serve: no checkpoint at")
+
+
+def test_the_command_serves_until_it_is_told_to_end(storage: Storage, tiny_checkpoint: str):
+    port = free_port()
+    process = subprocess.Popen(
+        command(f"serve.model={tiny_checkpoint}", f"serve.port={port}"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    assert any(f"http://127.0.0.1:{port}" in line for line in lines)
+    assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=60).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert rest.strip().splitlines()[-1].startswith("RESULT ")
+    require_free_port("127.0.0.1", port)
