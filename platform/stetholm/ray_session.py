@@ -42,7 +42,12 @@ def ray_session(num_cpus: float | None = None) -> Iterator[None]:
 
 
 def _start_local(num_cpus: float) -> None:
-    """``address="local"``, or a stale record of another cluster would be joined."""
+    """``address="local"``, or a stale record of another cluster would be joined.
+
+    Token authentication is what a Ray of one's own does by itself since 2.60; said explicitly it does so without a
+    warning. A cluster that is joined decides for itself: asking one without authentication for a token would fail.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     ray.init(
@@ -56,10 +61,15 @@ def _start_local(num_cpus: float) -> None:
 
 
 def _quiet_data() -> None:
-    """Ray Data's own bars off: our jobs show their own progress."""
+    """Ray Data's own bars and console lines off: our jobs show their own progress, and its errors reach us raised.
+
+    Its log file in Ray's session folder still has everything.
+    """
     import ray.data
 
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
