@@ -14,7 +14,7 @@ from ray import cloudpickle
 
 from stetholm.audio.augment import augment
 from stetholm.audio.decode import decode
-from stetholm.audio.features import N_FRAMES, N_MELS, SAMPLE_RATE, crop, log_mel
+from stetholm.audio.features import CLIP_SAMPLES, N_FRAMES, N_MELS, SAMPLE_RATE, crop, log_mel
 from stetholm.audio.resample import resample
 from stetholm.settings import AudioSettings
 
@@ -82,29 +82,36 @@ class Featurise:
 
     def _features(self, table: pa.Table) -> list[list[NDArray[np.float32]]]:
         """Spectrograms of each recording of each row."""
-        # Several pairs of a block may be about one recording.
-        waveforms: dict[str, NDArray[np.float32]] = {}
-        plain: dict[str, NDArray[np.float32]] = {}
+        sounds = _Sounds(self)
         result = []
         columns = (table[name] for name in ("sample_id", "epoch", "recording_ids", "audio"))
         for sample, epoch, ids, audio in zip(*columns, strict=True):
             rng = sample_rng(self.seed, epoch.as_py(), sample.as_py()) if self.training else None
-            sounds = []
-            for recording, flac in zip(ids.as_py(), audio, strict=True):
-                if recording not in waveforms:
-                    waveforms[recording] = _waveform(flac.as_buffer(), self.limits)
-                if rng is not None:
-                    sounds.append(self._spectrogram(waveforms[recording], rng))
-                else:
-                    if recording not in plain:
-                        plain[recording] = log_mel(waveforms[recording])
-                    sounds.append(plain[recording])
-            result.append(sounds)
+            pairs = zip(ids.as_py(), audio, strict=True)
+            result.append([sounds.spectrogram(recording, flac.as_buffer(), rng) for recording, flac in pairs])
         return result
 
-    def _spectrogram(self, waveform: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-        clip = crop(waveform, rng)
-        return log_mel(augment(clip, rng) if self.augment else clip)
+
+class _Sounds:
+    """The recordings of one block, each decoded once: several of its pairs may be about one."""
+
+    def __init__(self, settings: Featurise) -> None:
+        self._settings = settings
+        self._waveforms: dict[str, NDArray[np.float32]] = {}
+        self._from_start: dict[str, NDArray[np.float32]] = {}
+
+    def spectrogram(self, recording: str, flac: pa.Buffer, rng: np.random.Generator | None) -> NDArray[np.float32]:
+        """The spectrogram of a recording: of a random, augmented crop with ``rng``, else of its start."""
+        if recording not in self._waveforms:
+            self._waveforms[recording] = _waveform(flac, self._settings.limits)
+        waveform = self._waveforms[recording]
+        if rng is not None and self._settings.augment:
+            return log_mel(augment(crop(waveform, rng), rng))
+        if rng is not None and len(waveform) > CLIP_SAMPLES:
+            return log_mel(crop(waveform, rng))
+        if recording not in self._from_start:
+            self._from_start[recording] = log_mel(waveform)
+        return self._from_start[recording]
 
 
 def _waveform(flac: pa.Buffer, limits: AudioSettings) -> NDArray[np.float32]:
