@@ -7,18 +7,22 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A test must not find the developer's own cluster, keys or settings.
 for _name in list(os.environ):
     if _name == "RAY_ADDRESS" or _name.startswith(("AWS_", "STETHOLM_")):
         del os.environ[_name]
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 import stetholm.storage  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# No test asserts how long something takes: a busy machine is no failure.
+hypothesis.settings.register_profile("stetholm", deadline=None)
+hypothesis.settings.load_profile("stetholm")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -44,12 +44,13 @@ def ray_session(num_cpus: float | None = None) -> Iterator[None]:
 def _start_local(num_cpus: float) -> None:
     """``address="local"``, or a stale record of another cluster would be joined.
 
-    Token authentication is what a Ray of one's own does by itself since 2.60; said explicitly it does so without a
-    warning. A cluster that is joined decides for itself: asking one without authentication for a token would fail.
+    Ray turns token authentication on for a Ray of one's own, makes a token if there is none, and warns about it; only
+    the warning is left out. Setting RAY_AUTH_MODE=token instead fails on a machine without a token: after
+    ``import ray`` it is too late to make one, and joining a cluster without authentication then asks for one.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ray.init(
         address="local",
         num_cpus=num_cpus,  # type: ignore[arg-type]  # Ray takes fractions too
