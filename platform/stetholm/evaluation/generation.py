@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from ray.data import ActorPoolStrategy
+from transformers.utils import logging as hf_logging
 
 from stetholm.corpus.datasource import quiet
 from stetholm.corpus.ledger import Ledger
@@ -95,6 +96,7 @@ class Answerer:
     """A member of the pool: loads the engine once, answers batches of questions."""
 
     def __init__(self, pool: Pool, features: dict[str, ray.ObjectRef]) -> None:
+        hf_logging.disable_progress_bar()
         if not pool.use_gpu:
             torch.set_num_threads(1)
         device = "cuda" if pool.use_gpu else "cpu"

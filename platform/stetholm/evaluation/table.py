@@ -76,11 +76,12 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 def print_table(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table to the terminal, at most ``WIDTH`` columns wide."""
     console = console or Console()
-    width = min(WIDTH, console.width) if console.is_terminal else WIDTH
+    # In a log rich would assume 80 columns.
+    console.width = width = min(WIDTH, console.width) if console.is_terminal else WIDTH
     table = Table(title=title(report), caption=caption(report), width=width)
     for index, name in enumerate(HEADER):
         table.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
     body = rows(report)
     for index, row in enumerate(body):
         table.add_row(*row, end_section=index == len(report["tasks"]) - 1)
-    console.print(table, width=width)
+    console.print(table)
