@@ -2,9 +2,7 @@
 
 import os
 
-import stetholm  # sets Ray's environment, so it comes before Ray
+import stetholm  # noqa: F401  (sets what Ray reads when it is first imported)
 
 # Serve's logs, one line a request, stay in Ray's session folder and off the terminal.
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-
-__all__ = ["stetholm"]

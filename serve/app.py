@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,11 @@ class StethoLM:
         self._last_answer = time.monotonic()
         self._active = self._deltas = 0
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Deltas of one request."""
         self._active += 1
         try:
-            async with aclosing(self._backend.stream(request)) as deltas:  # type: ignore[type-var]
+            async with aclosing(self._backend.stream(request)) as deltas:
                 async for delta in deltas:
                     self._last_answer = time.monotonic()
                     self._deltas += 1
@@ -65,7 +65,7 @@ class StethoLM:
 
     async def complete(self, request: Request) -> list[Completion]:
         """The answers of one request."""
-        async with aclosing(self.stream(request)) as deltas:  # type: ignore[type-var]
+        async with aclosing(self.stream(request)) as deltas:
             return collect([delta async for delta in deltas], request.sampling.n)
 
     async def stats(self) -> dict[str, int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -24,7 +24,7 @@ class Backend(Protocol):
         """All answers at once."""
         ...
 
-    def stream(self, request: Request) -> AsyncIterator[Delta]:
+    def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Answers as they come; closing the iterator cancels."""
         ...
 
@@ -45,9 +45,9 @@ class EngineBackend:
         async with aclosing(self.stream(request)) as deltas:
             return collect([delta async for delta in deltas], request.sampling.n)
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """See :class:`Backend`."""
-        async with aclosing(self._engine.stream(request)) as deltas:  # type: ignore[type-var]
+        async with aclosing(self._engine.stream(request)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -77,12 +77,12 @@ class ReplicaBackend:
                 answers = await self._complete.remote(request)
             return answers
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """See :class:`Backend`."""
         started = retried = False
         with _busy_as_503():
             while True:
-                response = self._stream.remote(request)
+                response: Any = self._stream.remote(request)
                 try:
                     async for delta in response:
                         started = True

@@ -149,6 +149,7 @@ def main(settings: Settings, storage: Storage) -> dict[str, Any]:
     """The foreground command."""
     started = now()
     require_free_port(settings.serve.host, settings.serve.port)
+    build(settings, storage)  # for what it refuses, before Ray starts
     with ray_session():
         url = deploy(settings, storage, block=True)
     return {"output": url, "started": started}

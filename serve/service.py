@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -98,14 +98,14 @@ class Service:
             id=new_id("chatcmpl"), created=now(), model=served.card.id, choices=choices, usage=usage_of(answers)
         )
 
-    async def deltas(self, served: Served, request: Request) -> AsyncIterator[Delta]:
+    async def deltas(self, served: Served, request: Request) -> AsyncGenerator[Delta, None]:
         """The answer as it comes, all of it within the request's time.
 
         Raises:
             ApiError: 503, it took too long.
         """
         deadline = asyncio.get_running_loop().time() + self._serve.request_timeout_s
-        async with aclosing(served.backend.stream(request)) as stream:  # type: ignore[type-var]
+        async with aclosing(served.backend.stream(request)) as stream:
             while True:
                 try:
                     async with asyncio.timeout_at(deadline):

@@ -45,7 +45,7 @@ class ChatStream:
         except Exception as error:
             yield f"data: {bytes(error_response(of_exception(error)).body).decode()}\n\n"
         finally:
-            await self._deltas.aclose()  # type: ignore[attr-defined]
+            await self._deltas.aclose()
 
     def _event(self, delta: Delta) -> str:
         first = delta.index not in self._last

@@ -32,4 +32,5 @@ def load_engine(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     model, processor = load_checkpoint(checkpoint_uri, storage, dtype=dtype, merge=True)
-    return TransformersEngine(model.to(device), processor, max_batch=max_batch)
+    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps torch's method
+    return TransformersEngine(model, processor, max_batch=max_batch)

@@ -11,7 +11,7 @@ import asyncio
 import copy
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ class TransformersEngine:
 
     # --- online ---
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Deltas of one request; close the iterator to cancel."""
         waiting = _Waiting(request)
         self._submit(waiting)
