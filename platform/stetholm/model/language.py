@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def load_language_model(name: str, dtype: torch.dtype | None = None, **kwargs: A
         UserError: there is none, or its files are damaged.
     """
     source = language_model_source(name)
-    with _explained(name):
+    with _explained(name), quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **kwargs)
     return model
 
@@ -121,22 +123,29 @@ def _gguf_file() -> Path:
 
 def _unpack(gguf: Path, folder: Path) -> None:
     """Dequantise ``gguf`` into ``folder``, which appears whole or not at all."""
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            whole = Path(scratch, "model")
+            model.save_pretrained(whole)
+            tokenizer.save_pretrained(whole)
+            shutil.rmtree(folder, ignore_errors=True)
+            whole.replace(folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers inside: a job shows its own."""
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if bars:
             hf_logging.enable_progress_bar()
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(scratch, f"{folder}.new", dirs_exist_ok=True)
-        Path(f"{folder}.new").replace(folder)
 
 
 class _explained:

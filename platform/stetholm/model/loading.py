@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from stetholm.errors import UserError
 from stetholm.model.configuration_stetholm import StethoLMConfig
-from stetholm.model.language import load_language_model
+from stetholm.model.language import load_language_model, quiet
 
 WEIGHTS = "model.safetensors"
 _ADAPTER_KWARGS = {"dtype", "torch_dtype", "attn_implementation", "output_loading_info"}
@@ -48,7 +49,8 @@ class CheckpointedModel(PreTrainedModel):
             return _load_adapter(cls, config, Path(folder), kwargs)
         want_info = kwargs.pop("output_loading_info", False)
         try:
-            model, info = parent.from_pretrained(folder, *args, config=config, output_loading_info=True, **kwargs)
+            with quiet():
+                model, info = parent.from_pretrained(folder, *args, config=config, output_loading_info=True, **kwargs)
         except SafetensorError as error:
             raise _damaged(source, error) from error
         except OSError as error:
@@ -62,11 +64,17 @@ class CheckpointedModel(PreTrainedModel):
         """As in transformers; leaves out the base model's weights where ``config.weights`` is ``adapter``."""
         state = self.state_dict() if state_dict is None else state_dict
         config = cast(StethoLMConfig, self.config)
-        super().save_pretrained(folder, state_dict=own_state(config, state), **kwargs)
+        with quiet():
+            super().save_pretrained(folder, state_dict=own_state(config, state), **kwargs)
 
 
-def local_folder(source: str | os.PathLike[str], storage: Any = None) -> str:
+def local_folder(source: str | os.PathLike[str], storage: Any = None, holds: str = "config.json") -> str:
     """Where the checkpoint ``source`` lies on this machine; a hub id stays as it is.
+
+    Args:
+        source: folder, ``s3://`` URI or hub id.
+        storage: where to fetch a URI from; default: from the settings.
+        holds: the file by which to know a checkpoint.
 
     Raises:
         UserError: it is a path or URI and there is no checkpoint.
@@ -80,8 +88,8 @@ def local_folder(source: str | os.PathLike[str], storage: Any = None) -> str:
         name = str(storage.local_copy(name.rstrip("/")))
     folder = Path(name).expanduser()
     looks_like_path = isinstance(source, os.PathLike) or name.startswith((".", "/", "~")) or folder.exists()
-    if looks_like_path and not (folder / "config.json").is_file():
-        raise UserError(f"no checkpoint at {source}: there is no config.json; give a folder or URI that has one")
+    if looks_like_path and not (folder / holds).is_file():
+        raise UserError(f"no checkpoint at {source}: there is no {holds}; give a folder or URI that has one")
     return str(folder) if looks_like_path else name
 
 
@@ -123,6 +131,8 @@ def _load_adapter(cls: Any, config: StethoLMConfig, folder: Path, kwargs: dict[s
         model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise UserError(f"checkpoint {folder}: config.json and weights disagree: {_first_mismatch(error)}") from error
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = str(folder)
     model.eval()
     return model.model if issubclass(cls, StethoLMModel) else model

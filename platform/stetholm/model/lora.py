@@ -7,6 +7,7 @@ active together: "default" from SFT, frozen, and "dpo" on top of it.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +39,10 @@ def inject_lora(language_model: nn.Module, name: str, adapter: dict[str, Any]) -
         r=adapter["r"], lora_alpha=adapter["alpha"], lora_dropout=adapter["dropout"], target_modules=TARGETS
     )
     try:
-        inject_adapter_in_model(config, language_model, adapter_name=name)
+        with warnings.catch_warnings():
+            # Several adapters at once are meant.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            inject_adapter_in_model(config, language_model, adapter_name=name)
     except ValueError as error:
         raise UserError(
             f"LoRA finds no q_proj, k_proj, v_proj or o_proj in {type(language_model).__name__}: "

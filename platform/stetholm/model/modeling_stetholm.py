@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from stetholm.model.configuration_stetholm import StethoLMConfig
 from stetholm.model.encoders import build_encoder
 from stetholm.model.encoders.base import N_FRAMES, N_MELS
+from stetholm.model.exact import apply_keeping_buffers
 from stetholm.model.loading import CheckpointedModel
 from stetholm.model.lora import inject_lora
 from stetholm.model.projector import PrefixProjector
@@ -39,6 +40,10 @@ class StethoLMPreTrainedModel(CheckpointedModel):
     accepts_loss_kwargs = True
     # Batch norm's statistics stay float32 (see FloatBatchNorm2d), also where transformers puts weights in place.
     _keep_in_fp32_modules_strict = frozenset({"running_mean", "running_var"})  # type: ignore[assignment]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        apply_keeping_buffers(self, lambda: super(StethoLMPreTrainedModel, self)._apply(fn, recurse))
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -50,7 +50,9 @@ class StethoLMProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, source: Any, **kwargs: Any) -> StethoLMProcessor:  # type: ignore[override]
         """A processor from a folder, an ``s3://`` URI or a hub id."""
-        processor: StethoLMProcessor = super().from_pretrained(local_folder(source), **kwargs)
+        processor: StethoLMProcessor = super().from_pretrained(
+            local_folder(source, holds="processor_config.json"), **kwargs
+        )
         return processor
 
     def to_dict(self) -> dict[str, Any]:

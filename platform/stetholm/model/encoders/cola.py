@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.models.efficientnet.modeling_efficientnet import round_filters
 
 from stetholm.model.encoders.base import AudioEncoder, register
+from stetholm.model.exact import apply_keeping_buffers
 
 
 class FloatBatchNorm2d(nn.BatchNorm2d):
@@ -25,13 +26,7 @@ class FloatBatchNorm2d(nn.BatchNorm2d):
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> FloatBatchNorm2d:
-        exact = [None if buffer is None else buffer.detach() for buffer in (self.running_mean, self.running_var)]
-        super()._apply(fn, recurse)
-        for name, before in zip(("running_mean", "running_var"), exact, strict=True):
-            after = self._buffers[name]
-            if before is not None and after is not None and after.is_floating_point() and not after.is_meta:
-                keep = before if not before.is_meta else after
-                self._buffers[name] = keep.to(after.device, torch.float32)
+        apply_keeping_buffers(self, lambda: super(FloatBatchNorm2d, self)._apply(fn, recurse))
         return self
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
