@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve.app import build
+from serve.app import build, build_app
 from serve.deploy import base_url, require_free_port
 from stetholm.errors import UserError
 from stetholm.settings import ServeSettings, load_settings
@@ -34,6 +34,12 @@ def test_a_run_without_a_checkpoint(storage: Storage):
 def test_the_runs_last_checkpoint_is_taken(storage: Storage, tiny_checkpoint: str):
     storage.write_json(storage.join("runs", "serve-test", "sft", "result.json"), {"output": tiny_checkpoint})
     assert build(load_settings(None, ["run.name=serve-test"], {}), storage) is not None
+
+
+def test_a_deploy_config_builds_the_same(storage: Storage, tiny_checkpoint: str):
+    assert build_app({"set": f"serve.model={tiny_checkpoint} serve.max_replicas=3"}) is not None
+    with pytest.raises(UserError, match="no checkpoint at"):
+        build_app({"set": [f"serve.model={storage.join('nowhere')}"]})
 
 
 def test_a_port_in_use_is_one_clear_line():
