@@ -9,6 +9,7 @@ import argparse
 import shlex
 import signal
 import sys
+import traceback
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from stetholm.demo.run import Demo, DemoFailed
 from stetholm.errors import UserError
+from stetholm.storage.paths import log_file
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         errors.print(f"demo: {error}", style="red", markup=False)
         return 2
+    except Exception as error:
+        log = log_file(f"{parsed.run}.log")
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        errors.print(f"demo: failed: {type(error).__name__}: {error} (traceback: {log})", style="red", markup=False)
+        return 1
     except KeyboardInterrupt:
         errors.print(f"demo: interrupted; to continue: {again(parsed)}", markup=False)
         return 130

@@ -52,7 +52,8 @@ class Head:
         """A client of the job server."""
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.ERROR)  # after the import, which sets it
+        for handler in logging.getLogger("ray").handlers:  # its loggers set levels of their own
+            handler.setLevel(logging.ERROR)
         return JobSubmissionClient(self.dashboard)
 
 

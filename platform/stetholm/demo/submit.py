@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 STOP_TIMEOUT_S = 30.0
+AGENT_TIMEOUT_S = 60.0
+NO_AGENT = "No available agent"
 
 
 class JobFailed(UserError):
@@ -54,13 +56,25 @@ def command(script: str, overrides: list[str], *arguments: str) -> str:
 
 
 def submit(client: JobSubmissionClient, name: str, entrypoint: str, root: Path) -> str:
-    """Submit a job with ``root`` as its working directory (less what .rayignore names); returns its id."""
-    return client.submit_job(
-        entrypoint=entrypoint,
-        submission_id=f"{name}-{time.time_ns() // 1_000_000}",
-        runtime_env={"working_dir": str(root)},
-        metadata={"stetholm": name},
-    )
+    """Submit a job with ``root`` as its working directory (less what .rayignore names); returns its id.
+
+    Raises:
+        UserError: the head has had no agent to run it for a minute.
+    """
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=f"{name}-{time.time_ns() // 1_000_000}",
+                runtime_env={"working_dir": str(root)},
+                metadata={"stetholm": name},
+            )
+        except RuntimeError as error:
+            if NO_AGENT not in str(error):
+                raise
+            time.sleep(1.0)  # on a busy machine it comes up after the dashboard
+    raise UserError(f"Ray had no agent to run a job within {AGENT_TIMEOUT_S:.0f} s: see its logs")
 
 
 async def log_lines(client: JobSubmissionClient, job: str) -> AsyncIterator[str]:
