@@ -82,6 +82,14 @@ def test_unknown_language_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             load(f"{tmp_path}/nothing")
 
 
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    folder = tiny_base(tmp_path)
+    torch.save(load_language_model(str(folder)).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot load language model"):
+        load_language_model(str(folder))
+
+
 def test_damaged_weights(tmp_path: Path) -> None:
     file = tiny_base(tmp_path) / "model.safetensors"
     os.truncate(file, 2000)

@@ -36,6 +36,8 @@ def load_language_model(name: str, dtype: torch.dtype | None = None, **kwargs: A
         UserError: there is none, or its files are damaged.
     """
     source = language_model_source(name)
+    # Never unpickle: a base that exists as .bin only is refused.
+    kwargs.setdefault("use_safetensors", True)
     with _explained(name), quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **kwargs)
     return model

@@ -47,6 +47,7 @@ class CheckpointedModel(PreTrainedModel):
         config = kwargs.pop("config", None) or StethoLMConfig.from_pretrained(folder)
         if config.weights == "adapter":
             return _load_adapter(cls, config, Path(folder), kwargs)
+        kwargs["use_safetensors"] = True
         want_info = kwargs.pop("output_loading_info", False)
         try:
             with quiet():
