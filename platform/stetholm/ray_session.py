@@ -33,7 +33,7 @@ def ray_session(num_cpus: float | None = None) -> Iterator[None]:
         ray.init(log_to_driver=True, logging_level=logging.WARNING)
     elif began:
         _start_local(num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
-    _quiet_data()
+    quiet_data()
     try:
         yield
     finally:
@@ -61,7 +61,7 @@ def _start_local(num_cpus: float) -> None:
     )
 
 
-def _quiet_data() -> None:
+def quiet_data() -> None:
     """Ray Data's own bars and console lines off: our jobs show their own progress, and its errors reach us raised.
 
     Its log file in Ray's session folder still has everything.

@@ -137,6 +137,8 @@ class AlignSettings(TrainSettings):
     contrastive_weight: float = Field(1.0, ge=0)
     caption_weight: float = Field(0.0, ge=0)
     temperature: float = Field(0.1, gt=0)
+    tasks: list[Task] = ["Identification", "Report"]
+    """Whose responses describe the sound itself; where a corpus has none of them, all are used."""
 
 
 class SftSettings(TrainSettings):
@@ -217,8 +219,5 @@ class Settings(Section):
     def stage(self, name: StageName) -> TrainSettings:
         """Settings of one stage: its own explicit keys, then explicit ``train`` keys, then its defaults."""
         stage: TrainSettings = getattr(self, name)
-        shared = {
-            key: getattr(self.train, key)
-            for key in self.train.model_fields_set - stage.model_fields_set
-        }
+        shared = {key: getattr(self.train, key) for key in self.train.model_fields_set - stage.model_fields_set}
         return stage.model_copy(update=shared)

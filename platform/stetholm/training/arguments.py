@@ -42,6 +42,7 @@ def trainer_arguments(train: TrainSettings, seed: int, steps: int, folder: Path)
         "logging_steps": train.log_every,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
+        "log_level": "error",
         "report_to": [],
         "disable_tqdm": True,
         "save_strategy": "no",

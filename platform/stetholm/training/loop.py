@@ -17,7 +17,7 @@ from stetholm import progress as terminal
 from stetholm.corpus.ledger import Ledger
 from stetholm.errors import UserError
 from stetholm.model import StethoLMProcessor
-from stetholm.model.checkpoint import checkpoint_names, save_checkpoint
+from stetholm.model.checkpoint import own_keys, save_checkpoint
 from stetholm.training.state import Progress, gather_moments, gather_weights, restore_moments, save_training_state
 
 Report = Callable[[dict[str, Any], Path | None], None]
@@ -67,6 +67,8 @@ class TrainingLoop(TrainerCallback):
             state.global_step = self.progress.step
             self.trainer.lr_scheduler.load_state_dict(scheduler)
         self._started = time.monotonic()
+        if self._line is not None:
+            self._line.__enter__()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -113,13 +115,13 @@ class TrainingLoop(TrainerCallback):
         if self.progress.step > self._saved_step:
             self.save()
         if self._line is not None:
-            self._line.close()
+            self._line.__exit__(None, None, None)
 
     def save(self) -> None:
         """Write a checkpoint of this step; a collective call."""
         self._count()
         model, engine = self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.model_wrapped
-        weights = gather_weights(model, checkpoint_names(model))
+        weights = gather_weights(model, own_keys(model))
         moments = gather_moments(engine)
         folder = None
         if _rank() == 0:

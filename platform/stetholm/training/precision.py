@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from stetholm.errors import UserError
+from stetholm.model.loading import is_own
 
 _CPU_FLAGS = ("avx512_bf16", "amx_bf16", "bf16 ")
 
@@ -32,3 +33,14 @@ def frozen_dtype(precision: Literal["auto", "bf16", "fp32"], use_gpu: bool) -> t
             raise UserError("train.precision=bf16: this GPU has no bf16; set train.precision=fp32")
         return torch.bfloat16
     return torch.bfloat16 if able else torch.float32
+
+
+def to_training_precision(model: Any) -> None:
+    """Encoder, projector and adapters to fp32, in place; the frozen language model keeps its dtype.
+
+    Small updates vanish in bf16 weights, and with these few the fp32 copy costs little (mixed precision training,
+    arXiv 1710.03740, keeps such a master copy anyway).
+    """
+    for name, parameter in model.named_parameters():
+        if is_own(name):
+            parameter.data = parameter.data.float()

@@ -104,7 +104,10 @@ def _cpus(train: TrainSettings) -> float:
 
 
 def _environment(train: TrainSettings) -> dict[str, str]:
-    quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # torch's own, in code that is not ours
+    }
     return quiet | ({} if train.use_gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})
 
 

@@ -37,7 +37,7 @@ class Progress:
         steps: planned steps of the whole run, and workers, by which they were planned.
         workers: see steps.
         target: [max_steps, epochs] for which they were planned.
-        ledger: the consumed sample ids, as ``Ledger.to_json`` gives them.
+        ledger: the consumed sample ids: ``Ledger.to_json``.
     """
 
     step: int = 0
@@ -48,7 +48,7 @@ class Progress:
     steps: int = 0
     workers: int = 0
     target: list[float | None] = field(default_factory=list)
-    ledger: dict[str, Any] = field(default_factory=dict)
+    ledger: str = ""
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -70,6 +70,7 @@ def gather_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
 
 def gather_moments(engine: Any) -> dict[str, Tensor]:
     """Adam's moments by parameter name, fp32, whole; a collective call."""
+    _link(engine)
     return {
         f"{name}.{key}": moment.detach().float().cpu().clone()
         for name, parameter in trainable(engine.module)
@@ -122,9 +123,18 @@ def _materialise(engine: Any, step: int) -> None:
         state["step"] = torch.tensor(float(step), dtype=torch.float32)
         for key in _MOMENTS:
             state[key] = torch.zeros_like(parameter)
-    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-    if link is not None:
-        link()
+    _link(engine)
+
+
+def _link(engine: Any) -> None:
+    """Let ZeRO-1 and -2 find each parameter's moments in the flat partitions.
+
+    DeepSpeed does so after the first parameter group's first step, when the other groups have no moments yet.
+    """
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _moment(engine: Any, parameter: nn.Parameter, key: str) -> Tensor | None:

@@ -12,22 +12,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import PrinterCallback
 
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.manifest import Manifest
 from stetholm.corpus.stream import CorpusStream
 from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor
-from stetholm.model.checkpoint import load_checkpoint
+from stetholm.model.checkpoint import load_checkpoint, load_own_weights
 from stetholm.model.fresh import build_model
-from stetholm.model.lora import set_trainable
-from stetholm.settings import DpoSettings, Settings, StageName, TrainSettings
+from stetholm.model.lora import add_lora, set_trainable
+from stetholm.settings import AlignSettings, DpoSettings, Settings, StageName, TrainSettings
 from stetholm.storage import Storage
 from stetholm.training.arguments import trainer_arguments
 from stetholm.training.batches import BatchPlan, StepBatches
 from stetholm.training.collate import Collate, Prepare, answers_of
 from stetholm.training.lineage import Lineage, write_lineage
 from stetholm.training.loop import Report, TrainingLoop, any_left
-from stetholm.training.precision import frozen_dtype
+from stetholm.training.precision import frozen_dtype, to_training_precision
 from stetholm.training.state import Progress, load_training_state
 from stetholm.training.trainers import trainer_for
 
@@ -68,7 +69,6 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
     progress, moments, scheduler = load_training_state(resume) if resume else (Progress(), None, None)
     model, processor = _model(job, resume)
-    set_trainable(model, job.stage)
     stream = _stream(job, processor, progress, rank, world)
     plan = BatchPlan(job.train.batch_size, job.train.tokens_per_batch)
     if progress.workers != world or _target(job) != progress.target:
@@ -88,6 +88,7 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
         partial(_finish, job),
         report,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(loop)
     if progress.step < progress.steps:
         trainer.train()
@@ -98,12 +99,22 @@ def _target(job: StageJob) -> list[float | None]:
 
 
 def _model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditionalGeneration, StethoLMProcessor]:
+    """The model ready to train: of the parent (or fresh), with what ``resume`` has learnt since."""
     dtype = frozen_dtype(job.train.precision, job.train.use_gpu)
+    parent = job.lineage.parent
+    if parent is None:
+        model, processor = build_model(job.settings.model, dtype=dtype, seed=job.settings.run.seed)
+    else:
+        model, processor = load_checkpoint(parent, job.storage, dtype=dtype)
+    if job.stage == "dpo":
+        add_lora(model, job.settings.model.lora, name="dpo")
+    to_training_precision(model)
+    if parent is not None:
+        load_own_weights(model, parent, job.storage)
+    set_trainable(model, job.stage)  # for dpo this keeps the parent's projector as the reference's
     if resume is not None:
-        return load_checkpoint(str(resume), job.storage, dtype=dtype)
-    if job.lineage.parent is not None:
-        return load_checkpoint(job.lineage.parent, job.storage, dtype=dtype)
-    return build_model(job.settings.model, dtype=dtype, seed=job.settings.run.seed)
+        load_own_weights(model, resume, job.storage)
+    return model, processor
 
 
 def _stream(job: StageJob, processor: StethoLMProcessor, progress: Progress, rank: int, world: int) -> CorpusStream:
@@ -121,7 +132,16 @@ def _stream(job: StageJob, processor: StethoLMProcessor, progress: Progress, ran
         prepare=Prepare(processor, job.train.max_tokens, answers_of(job.stage, chosen)),
         audio_limits=job.settings.audio,
         augment=job.stage != "dpo",
+        tasks=_tasks(job),
     )
+
+
+def _tasks(job: StageJob) -> list[str] | None:
+    """The tasks that the stage trains on; None for all."""
+    if not isinstance(job.train, AlignSettings):
+        return None
+    there = Manifest.load(job.storage, job.corpus).split("train").counts.get("task", {})
+    return [task for task in job.train.tasks if task in there] or None
 
 
 def _epochs(job: StageJob, world: int) -> int:
@@ -139,7 +159,7 @@ def _steps(job: StageJob, stream: CorpusStream, plan: BatchPlan, world: int, don
     if job.train.max_steps is not None:
         return max(job.train.max_steps - done, 0)
     rows = max(stream.rows_of(rank) for rank in range(world))
-    return math.ceil(plan.steps(rows, stream.mean_tokens) * job.train.epochs / math.ceil(job.train.epochs))
+    return math.ceil(plan.steps(rows, job.train.max_tokens) * job.train.epochs / math.ceil(job.train.epochs))
 
 
 def _finish(job: StageJob, folder: Path, progress: Progress) -> None:
@@ -157,7 +177,13 @@ def ray_worker(config: dict[str, Any]) -> None:
     import deepspeed
     import ray.train
 
+    from stetholm.ray_session import quiet_data
+
     job: StageJob = config["job"]
+    quiet_data()
+    # Its shared-memory kernels are compiled on first use: a minute, and a worker killed meanwhile leaves a lock
+    # that all later ones wait for. Gloo does what is needed.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if job.train.use_gpu else "gloo")
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
