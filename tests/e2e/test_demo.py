@@ -47,7 +47,7 @@ def test_the_whole_path_and_again_under_the_same_name(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     for said in ("dashboard http://127.0.0.1", "ingest", "BERTScore", "endpoint", "answer", "Nothing is left running."):
         assert said in first.stdout
-    assert first.stdout.count("question ") == 3
+    assert first.stdout.count("\n  question  ") == 3
     assert ours(tmp_path) == []
     assert not list((tmp_path / "pids").glob("*.json"))
     run = tmp_path / "s3" / "stetholm" / "runs" / "small"

@@ -121,7 +121,7 @@ def questions(storage: Storage, corpus_uri: str, split: str = "test") -> list[Qu
             row["response"],
             audio_of(storage, row),
             row["task"],
-            f"{row['dataset']}: {', '.join(row['recording_ids'])}",
+            f"{row['dataset']}: {', '.join(name[:12] for name in row['recording_ids'])}",
         )
         for kind, row in choose(rows)
     ]
@@ -154,4 +154,4 @@ def ask(url: str, asked: list[Question]) -> Iterator[tuple[Question, str]]:
             answer = client.post("/v1/chat/completions", json=body(question, model))
             if answer.status_code != 200:
                 raise UserError(f"the endpoint answered {answer.status_code}: {answer.text[:300]}")
-            yield question, answer.json()["choices"][0]["message"]["content"].strip()
+            yield question, " ".join(answer.json()["choices"][0]["message"]["content"].split())

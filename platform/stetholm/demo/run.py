@@ -30,13 +30,9 @@ if TYPE_CHECKING:
 
 JOBS = ("ingest", "align", "sft", "prefer", "dpo", "evaluate")
 ROOT = Path(__file__).resolve().parents[3]
-SHOWN = ("recordings", "pairs", "rejected", "steps", "loss_first", "loss_last", "samples_per_second")
+SHOWN = ("recordings", "pairs", "rejected", "steps", "loss_first", "loss_last", "samples_per_second", "examples", "answers_per_second")
 """Numbers of a job's RESULT that its closing line shows."""
-CONDITIONS = {
-    "audio": "right",
-    "withheld": "right with the recording withheld",
-    "shuffled": "right with another recording",
-}
+CONDITIONS = {"audio": "", "withheld": ", recording withheld", "shuffled": ", another recording"}
 GOING_S = 15.0
 """How long processes may take to go after their owner has ended."""
 
@@ -182,7 +178,7 @@ class Demo:
         table.add_row("in all", clock(sum(self.timing.steps.values())), style="bold")
         table.add_row("peak memory", f"{self.footprint.peak_bytes / 2**30:.2f} GiB", style="bold")
         for condition, share in self.results["evaluate"]["binary_accuracy"].items():
-            table.add_row(f"normal or abnormal, {CONDITIONS.get(condition, condition)}", percent(share), style="bold")
+            table.add_row(f"binary accuracy{CONDITIONS[condition]}", percent(share), style="bold")
         self.console.print(table)
         self.console.print("Nothing is left running.")
 

@@ -106,6 +106,9 @@ def _model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditionalGe
         model, processor = build_model(job.settings.model, dtype=dtype, seed=job.settings.run.seed)
     else:
         model, processor = load_checkpoint(parent, job.storage, dtype=dtype)
+    if not job.train.use_gpu:
+        # On a CPU, short sequences train a quarter faster than with sdpa, whose backward is slow there.
+        model.model.language_model.set_attn_implementation("eager")
     if job.stage == "dpo":
         add_lora(model, job.settings.model.lora, name="dpo")
     to_training_precision(model)
