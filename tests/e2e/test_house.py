@@ -1,7 +1,6 @@
 """The layout: ``platform/`` beside the standard library's module, one-way imports, jobs under ``ray job submit``."""
 
 import ast
-import os
 import shlex
 import subprocess
 import sys
@@ -48,8 +47,6 @@ def test_platform_is_the_standard_librarys_from_the_repository_root():
 def test_jobs_under_ray_job_submit(tmp_path, monkeypatch):
     """One head for all: ``platform`` is not shadowed, a failing script's last line and status come back, all ends."""
     monkeypatch.setenv("STETHOLM_HOME", str(tmp_path))
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
     log = tmp_path / "job.log"
     with ray_head(tmp_path) as head:
         client = head.client()

@@ -19,8 +19,11 @@ class Footprint:
 
     def __init__(self, every_s: float = 3.0) -> None:
         """Look at the processes every ``every_s`` seconds."""
-        self.peak_bytes = 0
-        """Largest sum seen: proportional set sizes where the system tells them (shared pages once), else resident."""
+        self.peaks: dict[str, int] = {}
+        """Largest sum seen by step, in bytes: proportional set sizes where the system tells them (shared pages once),
+        else resident."""
+        self.step = ""
+        """What is going on, for :attr:`peaks`."""
         self._me = psutil.Process()
         self._known: dict[psutil.Process, None] = {}
         self._others: list[psutil.Process] = []
@@ -53,8 +56,13 @@ class Footprint:
             self._known = {process: None for process in self._known if alive(process)}
             others = [member for root in self._others for member in tree(root)]
             total = sum(memory(process) for process in {self._me, *self._known, *others})
-            self.peak_bytes = max(self.peak_bytes, total)
+            self.peaks[self.step] = max(self.peaks.get(self.step, 0), total)
             return total
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest sum of all steps."""
+        return max(self.peaks.values(), default=0)
 
     def left(self) -> list[psutil.Process]:
         """Descendants that still run."""

@@ -54,7 +54,8 @@ class Head:
 
         for handler in logging.getLogger("ray").handlers:  # its loggers set levels of their own
             handler.setLevel(logging.ERROR)
-        return JobSubmissionClient(self.dashboard)
+        # In a header, because Ray reads a token of the environment once in a process's life.
+        return JobSubmissionClient(self.dashboard, headers={"Authorization": f"Bearer {self.token_file.read_text()}"})
 
 
 def free_ports(count: int) -> list[int]:
@@ -80,14 +81,10 @@ def temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="stetholm-", dir=base if len(base) <= SOCKET_PATH_LIMIT else "/tmp"))
 
 
-def require_token(folder: Path) -> None:
-    """Turn Ray's token authentication on, with a new token, for this process and all that it starts."""
-    path = folder / "token"
+def make_token(path: Path) -> None:
+    """Write a new token for Ray's authentication, readable by its owner alone."""
     path.touch(mode=0o600)
     path.write_text(secrets.token_hex(32))
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-    os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
 def start_command(ports: list[int], folder: Path) -> list[str]:
@@ -119,12 +116,16 @@ def start_command(ports: list[int], folder: Path) -> list[str]:
     ]
 
 
-def environment() -> dict[str, str]:
-    """What the head passes on to all jobs: this environment's ``python`` first, output unbuffered."""
-    passed = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    passed["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{passed.get('PATH', os.defpath)}"
-    passed["PYTHONUNBUFFERED"] = "1"
-    return passed
+def environment(token: Path) -> dict[str, str]:
+    """What the head passes on to all jobs: this environment's ``python`` first, output unbuffered, the token."""
+    other = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
+    passed = {key: value for key, value in os.environ.items() if key not in other}
+    return passed | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{passed.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
 
 
 def wait_until_ready(head: Head, log: Path) -> None:
@@ -154,7 +155,7 @@ def ray_head(logs: Path) -> Iterator[Head]:
     own, so that Ctrl-C reaches this process alone, which then ends things in order.
     """
     folder = temporary_folder()
-    require_token(folder)
+    make_token(folder / "token")
     ports = free_ports(9)
     log = logs / "ray-head.log"
     with log.open("wb") as output:
@@ -163,7 +164,7 @@ def ray_head(logs: Path) -> Iterator[Head]:
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=environment(),
+            env=environment(folder / "token"),
             start_new_session=True,
         )
     processes.record("demo's Ray head", process.pid)

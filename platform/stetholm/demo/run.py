@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,17 @@ if TYPE_CHECKING:
 
 JOBS = ("ingest", "align", "sft", "prefer", "dpo", "evaluate")
 ROOT = Path(__file__).resolve().parents[3]
-SHOWN = ("recordings", "pairs", "rejected", "steps", "loss_first", "loss_last", "samples_per_second", "examples", "answers_per_second")
+SHOWN = (
+    "recordings",
+    "pairs",
+    "rejected",
+    "steps",
+    "loss_first",
+    "loss_last",
+    "samples_per_second",
+    "examples",
+    "answers_per_second",
+)
 """Numbers of a job's RESULT that its closing line shows."""
 CONDITIONS = {"audio": "", "withheld": ", recording withheld", "shuffled": ", another recording"}
 GOING_S = 15.0
@@ -46,22 +55,6 @@ class DemoFailed(UserError):
         self.status = status
 
 
-@dataclass
-class Timing:
-    """Seconds of each step, in the order in which they ran."""
-
-    steps: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time the block."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.steps[name] = time.monotonic() - started
-
-
 class Demo:
     """One run of the demo."""
 
@@ -75,7 +68,7 @@ class Demo:
         self.settings: Settings = load_settings(config if config.exists() else None, overrides)
         self.overrides = overrides
         self.console = console
-        self.timing = Timing()
+        self.seconds: dict[str, float] = {}
         self.footprint = Footprint()
         self.logs = home() / "logs" / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
         self.results: dict[str, dict[str, Any]] = {}
@@ -94,20 +87,30 @@ class Demo:
         self._summary()
 
     def _steps(self, stack: ExitStack) -> None:
-        with self.timing.step("start"):
+        with self._step("start"):
             storage = self._storage(stack)
             client = self._head(stack)
         for job in JOBS:
             self._job(client, job)
         self._table(storage)
         model, log = str(self.results["dpo"]["output"]), self.logs / "serve.log"
-        with self._failing("serve", log), self.timing.step("deploy"), JobDisplay(self.console, "serve"):
+        with self._failing("serve", log), self._step("deploy"), JobDisplay(self.console, "serve"):
             url = stack.enter_context(endpoint(client, model, self.overrides, ROOT, log))
         self.console.print(f"endpoint  {url}   ({model})", soft_wrap=True)
-        with self._failing("questions", log), self.timing.step("questions"):
+        with self._failing("questions", log), self._step("questions"):
             self._ask(storage, url)
-        with self.timing.step("stop"):
+        with self._step("stop"):
             stack.close()
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """Time the block, and have its memory counted as the step's."""
+        started = time.monotonic()
+        self.footprint.step = name
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.monotonic() - started
 
     def _storage(self, stack: ExitStack) -> Storage:
         storage = open_storage(self.settings.storage)
@@ -129,12 +132,12 @@ class Demo:
     def _job(self, client: JobSubmissionClient, job: str) -> None:
         """Run one job and print its result."""
         log = self.logs / f"{job}.log"
-        with self._failing(job, log), self.timing.step(job), JobDisplay(self.console, job) as display:
+        with self._failing(job, log), self._step(job), JobDisplay(self.console, job) as display:
             entrypoint = submit.command(f"jobs/{job}.py", self.overrides)
             result = submit.run_job(client, job, entrypoint, ROOT, log, display.show)
         self.results[job] = result
         numbers = "  ".join(f"{key} {number(result[key])}" for key in SHOWN if key in result)
-        seconds = clock(self.timing.steps[job])
+        seconds = clock(self.seconds[job])
         self.console.print(f"[green]✓[/green] {job:<9} {seconds:>6}  {numbers}", soft_wrap=True)
         self.console.print(f"            {result.get('output', '')}", style="dim", soft_wrap=True)
 
@@ -172,20 +175,24 @@ class Demo:
 
     def _summary(self) -> None:
         """Times, memory, and whether the model has learned."""
-        table = Table(title="What it took", show_header=False)
-        for name, seconds in self.timing.steps.items():
-            table.add_row(name, clock(seconds))
-        table.add_row("in all", clock(sum(self.timing.steps.values())), style="bold")
-        table.add_row("peak memory", f"{self.footprint.peak_bytes / 2**30:.2f} GiB", style="bold")
-        for condition, share in self.results["evaluate"]["binary_accuracy"].items():
-            table.add_row(f"binary accuracy{CONDITIONS[condition]}", percent(share), style="bold")
+        table = Table("step", "time", "peak memory", title="What it took")
+        for name, seconds in self.seconds.items():
+            table.add_row(name, clock(seconds), gib(self.footprint.peaks.get(name, 0)))
+        table.add_row("in all", clock(sum(self.seconds.values())), gib(self.footprint.peak_bytes), style="bold")
         self.console.print(table)
+        for condition, share in self.results["evaluate"]["binary_accuracy"].items():
+            self.console.print(f"binary accuracy{CONDITIONS[condition]}: {percent(share)}", style="bold")
         self.console.print("Nothing is left running.")
 
 
 def number(value: Any) -> str:
     """A number of a result, short."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB; a dash where a step was too short to be looked at."""
+    return f"{size / 2**30:.2f} GiB" if size else "-"
 
 
 def percent(share: float | None) -> str:
