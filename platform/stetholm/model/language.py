@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
+from safetensors.torch import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -131,7 +132,12 @@ def _unpack(gguf: Path, folder: Path) -> None:
         )
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             whole = Path(scratch, "model")
-            model.save_pretrained(whole)
+            # By hand, because in a worker that is not the first, model.save_pretrained writes nothing.
+            whole.mkdir()
+            save_model(model, str(whole / "model.safetensors"), metadata={"format": "pt"})
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(whole)
+            model.generation_config.save_pretrained(whole)
             tokenizer.save_pretrained(whole)
             shutil.rmtree(folder, ignore_errors=True)
             whole.replace(folder)
