@@ -50,9 +50,7 @@ def test_all_ranks_end_at_the_same_step(counts, size):
             asked[0] += 1
             return asked[0] <= longest
 
-        batches = StepBatches(
-            lambda count=count: rows([1] * count), plan, lambda group: {"size": len(group)}, any_left
-        )
+        batches = StepBatches(lambda count=count: rows([1] * count), plan, lambda group: {"size": len(group)}, any_left)
         given_batches = list(batches)
         assert len(given_batches) == longest
         assert sum(batch["size"] for batch in given_batches) == count

@@ -71,7 +71,7 @@ def _interleave(batches: list[list[Row]]) -> list[list[Row]]:
     return mixed
 
 
-class StepBatches(IterableDataset):  # type: ignore[type-arg]
+class StepBatches(IterableDataset[Batch]):
     """The batches of one rank as the Trainer wants them; all ranks' streams end at the same step.
 
     Args:

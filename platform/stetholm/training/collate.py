@@ -72,7 +72,7 @@ class Collate:
         examples = [self._example(row) for row in rows] or [self._blank()]
         if self.stage == "dpo":
             return self._preferences(rows, examples)
-        batch = self.processor.collate(examples)
+        batch: Batch = dict(self.processor.collate(examples))
         if self.stage == "align":
             batch["responses"] = [row["response"] for row in rows]
             counts = torch.tensor([len(example["features"]) for example in examples])

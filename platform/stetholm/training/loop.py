@@ -110,7 +110,9 @@ class TrainingLoop(TrainerCallback):
         if self._line is not None:
             self._line.update(state.global_step, loss=round(loss, 4))
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Save what the last steps did."""
         if self.progress.step > self._saved_step:
             self.save()

@@ -32,7 +32,7 @@ def install_response_head(model: PreTrainedModel) -> None:
     def forward(*args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         return _scored(model, *args, **kwargs) if fused_lm_head else original(model, *args, **kwargs)
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward
 
 
 def _scored(model: PreTrainedModel, *, labels: Tensor, **kwargs: Any) -> SimpleNamespace:

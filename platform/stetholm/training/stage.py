@@ -65,7 +65,9 @@ def _job(settings: Settings, storage: Storage, stage: StageName) -> StageJob:
 def _pairs(settings: Settings, storage: Storage) -> str:
     result = read_result(settings, storage, "prefer")
     if result is None:
-        raise UserError(f"run {settings.run.name!r} has no preference pairs: run jobs/prefer.py with this run.name first")
+        raise UserError(
+            f"run {settings.run.name!r} has no preference pairs: run jobs/prefer.py with this run.name first"
+        )
     return str(result["output"])
 
 
@@ -86,7 +88,7 @@ def _fit(job: StageJob) -> str:
             storage_filesystem=job.storage.arrow_writer(),
             checkpoint_config=CheckpointConfig(num_to_keep=job.train.keep_checkpoints),
             failure_config=FailureConfig(max_failures=job.train.max_failures),
-            worker_runtime_env={"env_vars": _environment(job.train)},
+            worker_runtime_env={"env_vars": _environment(job.train)},  # type: ignore[call-arg]  # Train v2 has it
         ),
     )
     result = trainer.fit()

@@ -95,7 +95,9 @@ def restore_moments(engine: Any, moments: dict[str, Tensor], step: int) -> None:
             _set_moment(engine, parameter, key, moments[f"{name}.{key}"])
 
 
-def save_training_state(folder: Path, progress: Progress, moments: dict[str, Tensor], scheduler: dict[str, Any]) -> None:
+def save_training_state(
+    folder: Path, progress: Progress, moments: dict[str, Tensor], scheduler: dict[str, Any]
+) -> None:
     """Write ``training_state/`` below a checkpoint folder."""
     target = folder / STATE_FOLDER
     target.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ samples each step used; loss, metrics and optimizer stay TRL's own except where 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class SftTrainer(StageTrainer, SFTTrainer):
     """Supervised fine-tuning: TRL's loss over response tokens."""
 
     def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """TRL's loss; a rank without samples has no labels and so adds zero."""
         self.take(inputs)
@@ -75,7 +75,7 @@ class AlignTrainer(StageTrainer, SFTTrainer):
         self._texts: dict[str, Tensor] = {}
 
     def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """Contrastive loss plus, if it has a weight, the captioning loss through the projector."""
         taken = self.take(inputs)
@@ -99,18 +99,20 @@ class AlignTrainer(StageTrainer, SFTTrainer):
             loss = loss + self.settings.caption_weight * caption
         return loss
 
-    def _caption(self, model: Any, prefix: Tensor, inputs: Batch, items: Tensor | None) -> Tensor:
+    def _caption(self, model: Any, prefix: Tensor, inputs: Batch, items: Tensor | int | None) -> Tensor:
         known = {key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}
         outputs = model(**known, audio_embeds=prefix, fused_lm_head=True)
         total = -outputs.log_probs.sum()
         # The count is of all ranks, and gradients are averaged over them.
-        return total / max(int(outputs.label_mask.sum()), 1) if items is None else (
-            total * self.accelerator.num_processes / items
+        return (
+            total / max(int(outputs.label_mask.sum()), 1)
+            if items is None
+            else (total * self.accelerator.num_processes / items)
         )
 
     def _represent(self, module: StethoLMForConditionalGeneration, responses: list[str]) -> Tensor:
         """(N, d) text representations; the language model is frozen, so each text is read once."""
-        tokenizer = self.processing_class.tokenizer
+        tokenizer = cast(StethoLMProcessor, self.processing_class).tokenizer
         for text in responses:
             if text not in self._texts:
                 ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=module.device)
@@ -140,7 +142,7 @@ class MdpoTrainer(StageTrainer, DPOTrainer):
         return dataset  # the reference is scored in each step: degraded audio differs by epoch
 
     def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """L = L_dpo (TRL) + lambda_conditional L_cond + lambda_anchor L_anchor."""
         weight = 1.0 if self.take(inputs) else 0.0
@@ -225,8 +227,8 @@ def trainer_for(
         "data_collator": list,
     }
     if stage == "dpo":
-        config = DPOConfig(**arguments, beta=settings.beta, loss_type=["sigmoid_norm"], precompute_ref_log_probs=True)
-        trainer: Any = MdpoTrainer(args=config, **shared)
+        dpo = DPOConfig(**arguments, beta=settings.beta, loss_type=["sigmoid_norm"], precompute_ref_log_probs=True)
+        trainer: Any = MdpoTrainer(args=dpo, **shared)
         trainer.use_settings(settings)
         return trainer
     config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})

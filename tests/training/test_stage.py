@@ -1,0 +1,164 @@
+"""The three stages for real: two Ray Train workers under DeepSpeed, a tiny language model, the embedded storage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from stetholm.corpus.ledger import Ledger
+from stetholm.corpus.shards import write_corpus
+from stetholm.errors import UserError
+from stetholm.model.checkpoint import load_checkpoint
+from stetholm.runs import record
+from stetholm.settings import Settings
+from stetholm.training.stage import train_stage
+from tests.evaluation.corpus import rows
+from tests.serving.tiny import tiny_tokenizer
+
+RECORDINGS = 6
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory) -> Path:
+    """A random Llama of some thousand weights, as a folder."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+    )
+    LlamaForCausalLM(text).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(storage, ray_cluster, language_model):
+    """Runs a stage of one run, with some settings."""
+    corpus = storage.join("test-training", "corpus")
+    split = rows(range(RECORDINGS))
+    write_corpus(storage, corpus, {"train": split}, inputs={"source": "test"}, row_group_rows=4)
+    pairs = storage.join("test-training", "pairs")
+    preferred = [row | {"chosen": row["response"], "rejected": "I cannot tell."} for row in split[:4]]
+    extra = [pa.field("chosen", pa.string()), pa.field("rejected", pa.string())]
+    write_corpus(storage, pairs, {"train": preferred}, inputs={"source": "test"}, extra=extra)
+
+    def run(stage: str, run_name: str = "training", **settings):
+        tree = Settings.model_validate(
+            {
+                "run": {"name": run_name},
+                "corpus": {"uri": corpus},
+                "model": {"language_model": str(language_model), **settings.pop("model", {})},
+                "train": {"batch_size": 2, "log_every": 1, **settings},
+            }
+        )
+        if stage == "dpo":
+            record(tree, storage, "prefer", {"output": pairs}, {})
+        return train_stage(tree, storage, stage)
+
+    run.samples = len(split)
+    return run
+
+
+def ledger_of(storage, result) -> Ledger:
+    state = storage.read_json(f"{result['output']}/training_state/state.json")
+    return Ledger.from_json(state["progress"]["ledger"])
+
+
+def test_alignment_moves_the_encoder_and_sees_each_sample_once(storage, train):
+    result = train("align", epochs=1)
+    ledger = ledger_of(storage, result)
+    # Alignment takes the responses that describe the sound: here the Identification rows, one a recording.
+    assert ledger.epochs == [0]
+    assert len(ledger.seen(0)) == result["samples"] == RECORDINGS
+    assert result["steps"] == 2  # 3 rows a rank, 2 a batch
+    assert result["loss_first"] > 0
+
+
+def test_sft_starts_from_alignment_and_can_be_prolonged(storage, train):
+    first = train("sft", epochs=1)
+    assert first["samples"] == train.samples
+    lineage = storage.read_json(f"{first['output']}/lineage.json")
+    assert "/align/" in lineage["parent"] and lineage["stage"] == "sft"
+
+    assert train("sft", epochs=1) == first  # done: nothing is trained again
+
+    second = train("sft", epochs=2)
+    assert second["output"] != first["output"]
+    assert second["samples"] == 2 * train.samples
+    assert second["steps"] > first["steps"]
+    assert second["loss_first"] == first["loss_first"]
+    ledger = ledger_of(storage, second)
+    assert ledger.seen(0) == ledger.seen(1) and len(ledger.seen(0)) == train.samples
+
+
+def test_dpo_trains_projector_and_its_own_adapter_only(storage, train, tmp_path):
+    result = train("dpo", epochs=1)
+    assert result["samples"] == 4
+    files = {}
+    parent = storage.read_json(f"{result['output']}/lineage.json")["parent"]
+    for stage, uri in (("sft", parent), ("dpo", result["output"])):
+        storage.download_dir(uri, tmp_path / stage)
+        files[stage] = load_file(tmp_path / stage / "model.safetensors")
+    changed = {
+        key for key, value in files["dpo"].items() if key not in files["sft"] or not value.equal(files["sft"][key])
+    }
+    assert any(".lora_B.dpo." in key for key in changed)
+    assert any(key.startswith("model.projector.") for key in changed)
+    assert not [key for key in changed if key.startswith("model.audio_tower.") or ".default." in key]
+
+
+def test_a_checkpoint_is_whole_and_loads(storage, train):
+    output = train("sft", epochs=2)["output"]
+    names = {uri.removeprefix(f"{output}/") for uri in storage.list(output)}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "processor_config.json",
+        "README.md",
+        "settings.yaml",
+        "lineage.json",
+        "training_state/state.json",
+        "training_state/optimizer.safetensors",
+    } <= names
+    assert "secret" not in storage.read_text(f"{output}/settings.yaml")
+    model, processor = load_checkpoint(output, storage)
+    inputs = processor(text="What is heard?", audio=[torch.zeros(16000).numpy() + 0.1], sampling_rate=16000)
+    assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1
+
+
+def test_another_corpus_under_the_same_name_is_refused(storage, train):
+    with pytest.raises(UserError, match=r"run 'training' has already done 'sft' with other inputs \(parent\)"):
+        train("sft", model={"init_from": train("align", epochs=1)["output"] + "/"})
+
+
+def test_a_checkpoint_that_is_not_there(train, storage):
+    with pytest.raises(UserError, match="no checkpoint at s3://stetholm/nowhere"):
+        train("sft", run_name="lost", model={"init_from": "s3://stetholm/nowhere"})
+
+
+def test_dpo_without_anything_to_start_from(train):
+    with pytest.raises(UserError, match=r"run jobs/sft\.py"):
+        train("dpo", run_name="fresh")
+
+
+def test_a_sample_longer_than_allowed_is_named(train):
+    with pytest.raises(Exception) as caught:
+        train("sft", run_name="long", max_tokens=16, max_failures=0)
+    from stetholm.job import find_user_error
+
+    error = find_user_error(caught.value)
+    assert error is not None and "train.max_tokens=16" in str(error)
+    assert json.dumps(str(error))  # one plain line
+    assert "\n" not in str(error)

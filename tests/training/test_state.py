@@ -1,0 +1,101 @@
+"""Gathered optimizer state: two workers, each ZeRO stage, and on from one stage to another."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+STAGES = (0, 1, 2, 3)
+
+
+def _engine(model: nn.Module, stage: int):
+    import deepspeed
+
+    from stetholm.settings import TrainSettings
+    from stetholm.training.zero import zero_config
+
+    weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    biases = [p for p in model.parameters() if p.requires_grad and p.dim() == 1]
+    groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    config = zero_config(TrainSettings(zero_stage=stage), 2)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3))
+    model[0].weight.requires_grad = False
+    return model
+
+
+def _steps(engine, rank: int, count: int) -> list[float]:
+    data = torch.arange(8.0).reshape(2, 4) / (8 + rank)
+    losses = []
+    for _ in range(count):
+        loss = engine(data).pow(2).sum()
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _worker(rank: int, port: int, results) -> None:
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+    }
+    import deepspeed
+
+    from stetholm.training.state import gather_moments, gather_weights, restore_moments
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo")
+    torch.set_num_threads(1)
+    for stage, later in zip(STAGES, (*STAGES[1:], STAGES[0]), strict=True):
+        engine = _engine(_model(), stage)
+        _steps(engine, rank, 3)
+        names = [name for name, _ in engine.module.named_parameters()]
+        weights, moments = gather_weights(engine.module, names), gather_moments(engine)
+        expected = _steps(engine, rank, 3)
+        resumed = _model()
+        resumed.load_state_dict(weights)
+        engine = _engine(resumed, later)
+        restore_moments(engine, moments, step=3)
+        if rank == 0:
+            results[stage] = (expected, _steps(engine, rank, 3), sorted(moments))
+        else:
+            _steps(engine, rank, 3)
+
+
+@pytest.fixture(scope="module")
+def results():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with mp.get_context("spawn").Manager() as manager:
+        shared = manager.dict()
+        mp.spawn(_worker, (port, shared), nprocs=2)
+        return dict(shared)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_training_goes_on_as_if_nothing_had_happened(results, stage):
+    expected, resumed, _ = results[stage]
+    assert resumed == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_moments_are_whole_and_of_what_trains(results, stage):
+    assert results[stage][2] == [
+        f"{name}.{key}" for name in ("0.bias", "2.bias", "2.weight") for key in ("exp_avg", "exp_avg_sq")
+    ]
