@@ -144,7 +144,7 @@ class AlignSettings(TrainSettings):
 class SftSettings(TrainSettings):
     """Supervised fine-tuning: LoRA, projector and encoder learn the responses."""
 
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
 
 
 class DpoSettings(TrainSettings):

@@ -13,6 +13,9 @@ import yaml
 
 from stetholm.settings import Settings
 
+STATE_FOLDER = "training_state"
+"""Below a checkpoint: what is needed to go on training."""
+
 
 @dataclass(frozen=True)
 class Lineage:

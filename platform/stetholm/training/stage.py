@@ -14,9 +14,9 @@ from stetholm.ray_session import ray_session
 from stetholm.runs import corpus_uri, finished, read_result, record, run_uri, start_checkpoint
 from stetholm.settings import Settings, StageName, TrainSettings
 from stetholm.storage import Storage
-from stetholm.training.lineage import Lineage, code_version
-from stetholm.training.state import STATE_FOLDER
-from stetholm.training.worker import StageJob, ray_worker
+from stetholm.training.entry import ray_worker
+from stetholm.training.job import StageJob
+from stetholm.training.lineage import STATE_FOLDER, Lineage, code_version
 
 
 def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[str, Any]:

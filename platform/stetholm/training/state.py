@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stetholm.errors import UserError
+from stetholm.training.lineage import STATE_FOLDER
 
-STATE_FOLDER = "training_state"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 

@@ -1,10 +1,9 @@
-"""What each training worker runs."""
+"""What one training worker does, with or without Ray around it."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -21,40 +20,16 @@ from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor
 from stetholm.model.checkpoint import load_checkpoint, load_own_weights
 from stetholm.model.fresh import build_model
 from stetholm.model.lora import add_lora, set_trainable
-from stetholm.settings import AlignSettings, DpoSettings, Settings, StageName, TrainSettings
-from stetholm.storage import Storage
+from stetholm.settings import AlignSettings, DpoSettings
 from stetholm.training.arguments import trainer_arguments
 from stetholm.training.batches import BatchPlan, StepBatches
 from stetholm.training.collate import Collate, Prepare, answers_of
-from stetholm.training.lineage import Lineage, write_lineage
+from stetholm.training.job import StageJob
+from stetholm.training.lineage import write_lineage
 from stetholm.training.loop import Report, TrainingLoop, any_left
 from stetholm.training.precision import frozen_dtype, to_training_precision
 from stetholm.training.state import Progress, load_training_state
 from stetholm.training.trainers import trainer_for
-
-
-@dataclass(frozen=True)
-class StageJob:
-    """One stage of one run: what a worker needs to know, picklable.
-
-    Attributes:
-        stage: align, sft or dpo.
-        settings: the whole tree.
-        storage: open storage.
-        corpus: URI of the corpus (for dpo: of the preference pairs).
-        lineage: what the checkpoints will say of themselves.
-    """
-
-    stage: StageName
-    settings: Settings
-    storage: Storage
-    corpus: str
-    lineage: Lineage
-
-    @property
-    def train(self) -> TrainSettings:
-        """The stage's settings, resolved."""
-        return self.settings.stage(self.stage)
 
 
 def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
@@ -173,31 +148,3 @@ def _finish(job: StageJob, folder: Path, progress: Progress) -> None:
         "loss, last": progress.loss_last,
     }
     write_lineage(folder, job.lineage, job.settings, numbers)
-
-
-def ray_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry: the process group, the checkpoint to go on from, and where checkpoints go."""
-    import deepspeed
-    import ray.train
-
-    from stetholm.ray_session import quiet_data
-
-    job: StageJob = config["job"]
-    quiet_data()
-    # Its shared-memory kernels are compiled on first use: a minute, and a worker killed meanwhile leaves a lock
-    # that all later ones wait for. Gloo does what is needed.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if job.train.use_gpu else "gloo")
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        run_stage(job, None, _ray_report)
-        return
-    with checkpoint.as_directory() as folder:
-        run_stage(job, Path(folder), _ray_report)
-
-
-def _ray_report(numbers: dict[str, Any], folder: Path | None) -> None:
-    import ray.train
-
-    checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder is not None else None
-    ray.train.report(numbers, checkpoint=checkpoint)
