@@ -30,7 +30,9 @@ def ray_session(num_cpus: float | None = None) -> Iterator[None]:
 
     began = not ray.is_initialized()
     if began and os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        # Ray Train's actors look for the cluster by themselves, in vain where several run on one machine.
+        address = {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}
+        ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
     elif began:
         _start_local(num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
     quiet_data()
@@ -58,6 +60,8 @@ def _start_local(num_cpus: float) -> None:
         include_dashboard=False,
         log_to_driver=True,
         logging_level=logging.WARNING,
+        # Without a dashboard, Ray Train's cleaner warns every second that it cannot ask one.
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
     )
 
 

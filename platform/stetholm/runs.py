@@ -47,7 +47,7 @@ def finished(settings: Settings, storage: Storage, job: str, inputs: dict[str, A
             f"run {settings.run.name!r} has already done {job!r} with other inputs ({', '.join(changed)}): "
             "choose another run.name"
         )
-    return result
+    return {key: value for key, value in result.items() if key != "inputs"}
 
 
 def record(settings: Settings, storage: Storage, job: str, result: dict[str, Any], inputs: dict[str, Any]) -> None:

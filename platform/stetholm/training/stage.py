@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
 
 from stetholm.corpus.manifest import Manifest
 from stetholm.errors import UserError
@@ -82,13 +83,14 @@ def _fit(job: StageJob) -> str:
             use_gpu=job.train.use_gpu,
             resources_per_worker={"CPU": _cpus(job.train)} | ({"GPU": 1} if job.train.use_gpu else {}),
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # Train v2 has more than its stub says
             name=job.stage,
             storage_path=job.storage.key(run),
             storage_filesystem=job.storage.arrow_writer(),
             checkpoint_config=CheckpointConfig(num_to_keep=job.train.keep_checkpoints),
             failure_config=FailureConfig(max_failures=job.train.max_failures),
-            worker_runtime_env={"env_vars": _environment(job.train)},  # type: ignore[call-arg]  # Train v2 has it
+            logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": _environment(job.train)},
         ),
     )
     result = trainer.fit()
