@@ -26,6 +26,8 @@ from stetholm.storage.paths import log_file
 JobMain = Callable[[Settings, Storage], dict[str, Any]]
 
 _ERROR_LINE = re.compile(r"^(stetholm(?:\.\w+)+): (.+)$", re.MULTILINE)
+_RAY_DATA_ADVICE = "\nFailed to apply UDF"
+"""Ray Data writes below the message of what a task raised."""
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 
 
@@ -113,7 +115,7 @@ def _verdict(name: str, error: Exception, secrets: _Secrets) -> tuple[int, str]:
     """Exit status and line for a failed job; the traceback of an unexpected failure goes to a log file."""
     known = find_user_error(error)
     if known is not None:
-        return 2, secrets.hide(f"{name}: {_one_line(known)}")
+        return 2, secrets.hide(f"{name}: {_one_line(str(known).partition(_RAY_DATA_ADVICE)[0])}")
     path = log_file(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log")
     path.write_text(secrets.hide("".join(traceback.format_exception(error))), encoding="utf-8")
     return 1, secrets.hide(f"{name}: failed: {type(error).__name__}: {_one_line(error)[:300]} (traceback: {path})")

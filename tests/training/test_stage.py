@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -159,6 +158,4 @@ def test_a_sample_longer_than_allowed_is_named(train):
     from stetholm.job import find_user_error
 
     error = find_user_error(caught.value)
-    assert error is not None and "train.max_tokens=16" in str(error)
-    assert json.dumps(str(error))  # one plain line
-    assert "\n" not in str(error)
+    assert str(error).partition("\n")[0].endswith("raise it, or leave the sample out of the corpus")

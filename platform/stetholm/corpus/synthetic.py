@@ -123,7 +123,7 @@ def synthesize(recording: Recording, seconds: float, rng: np.random.Generator) -
 
 
 def corpus_pairs(twins: list[tuple[Recording, Recording]], seed: int) -> Iterator[dict[str, Any]]:
-    """All pairs as StethoBench rows: each recording's own tasks, and one comparison for every two twins."""
+    """All pairs as StethoBench rows: each recording's own tasks, and a comparison for every second pair of twins."""
     rng = np.random.default_rng([seed, 2])
     abnormal: dict[tuple[str, str], list[Recording]] = {}
     for normal, sick in twins:
@@ -132,9 +132,12 @@ def corpus_pairs(twins: list[tuple[Recording, Recording]], seed: int) -> Iterato
                 answer = templates.response(task, recording.case)
                 yield _row([recording], task, templates.instruction(task, recording.case, rng), answer)
         others = abnormal.setdefault((sick.case.kind, sick.split), [])
+        compared = len(others) % 2 == 0
         # One comparison of three sets two diseases against each other, once there are two.
         partner = others[int(rng.integers(len(others)))] if others and rng.random() < 1 / 3 else normal
         others.append(sick)
+        if not compared:
+            continue
         order = [partner, sick] if rng.random() < 0.5 else [sick, partner]
         answer = templates.comparison(order[0].case, order[1].case)
         yield _row(order, _COMPARISON, templates.instruction(_COMPARISON, sick.case, rng), answer)
@@ -150,15 +153,15 @@ def _plan_kind(kind: Kind, count: int, rng: np.random.Generator) -> Iterator[tup
             condition = conditions[order[index % len(conditions)]]
             # The first twins of a split have two recordings each, so that every task is asked in it.
             many = 2 if index == 0 or rng.random() < _TWO_RECORDINGS else 1
-            turn = 0 if index == 0 else int(rng.integers(2))
+            turn, asked = (0, 2) if index == 0 else (int(rng.integers(4)), 1)
             severities = _severities(kind, rng)
             device = DEVICES[int(rng.integers(len(DEVICES)))]
             for number, site in enumerate(_sites(kind, condition, many, rng)):
-                first = 2 * ((number + turn) % 2)
+                first = (2 * number + turn) % 4
                 yield tuple(  # type: ignore[misc]
                     Recording(
                         f"{kind}/{patient}_{number + 1}.wav", patient, split, Case(kind, state, site), device,
-                        severity, _ALWAYS + _IN_TURN[first : first + 2],
+                        severity, _ALWAYS + _IN_TURN[first : first + asked],
                     )
                     for patient, state, severity in zip(patients, (NORMAL, condition), severities, strict=True)
                 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from stetholm.model.checkpoint import load_checkpoint
+from stetholm.model.dtype import fast_dtype
 from stetholm.serving.engine import Engine
 from stetholm.serving.transformers_engine import TransformersEngine
 from stetholm.storage import Storage
@@ -23,14 +24,14 @@ def load_engine(
     dtype: torch.dtype | None = None,
     max_batch: int = 32,
 ) -> Engine:
-    """Load a checkpoint with its LoRA merged, on the GPU in bf16 where there is one, else on the CPU in fp32.
+    """Load a checkpoint with its LoRA merged, on the GPU where there is one, in bf16 where that is fast, else in fp32.
 
     Raises:
         StorageError: nothing is there.
         UserError: what is there is not a checkpoint of this platform.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+    dtype = dtype or fast_dtype(device.startswith("cuda"))
     model, processor = load_checkpoint(checkpoint_uri, storage, dtype=dtype, merge=True)
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps torch's method
     return TransformersEngine(model, processor, max_batch=max_batch)

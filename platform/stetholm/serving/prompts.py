@@ -39,11 +39,14 @@ def encode_recordings(model: Any, prompts: list[Prompt]) -> None:
     todo = [prompt for prompt in prompts if prompt.audio is None and len(prompt.request.features)]
     if not todo:
         return
-    features = torch.cat([torch.from_numpy(prompt.request.features) for prompt in todo])
+    # Requests for several answers about the same recordings share one array: it is encoded once.
+    distinct = {id(prompt.request.features): prompt.request.features for prompt in todo}
+    features = torch.cat([torch.from_numpy(array) for array in distinct.values()])
     prefixes = model.encode_audio(features.to(model.device, model.dtype))
-    sizes = [len(prompt.request.features) for prompt in todo]
-    for prompt, prefix in zip(todo, prefixes.split(sizes), strict=True):
-        prompt.audio = prefix
+    parts = prefixes.split([len(array) for array in distinct.values()])
+    encoded = dict(zip(distinct, parts, strict=True))
+    for prompt in todo:
+        prompt.audio = encoded[id(prompt.request.features)]
 
 
 def batch_prompts(processor: Any, prompts: list[Prompt]) -> dict[str, Any]:

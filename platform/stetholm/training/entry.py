@@ -34,4 +34,4 @@ def _ray_report(numbers: dict[str, Any], folder: Path | None) -> None:
     import ray.train
 
     checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder is not None else None
-    ray.train.report(numbers, checkpoint=checkpoint)
+    ray.train.report(numbers, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True)

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from stetholm.errors import UserError
+from stetholm.model.dtype import fast_dtype
 from stetholm.model.loading import is_own
-
-_CPU_FLAGS = ("avx512_bf16", "amx_bf16", "bf16 ")
-
-
-def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """True if the processor multiplies bf16 itself (AVX512-BF16, AMX or Arm's BF16)."""
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return any(flag in text for flag in _CPU_FLAGS)
 
 
 def frozen_dtype(precision: Literal["auto", "bf16", "fp32"], use_gpu: bool) -> torch.dtype:
@@ -27,12 +19,11 @@ def frozen_dtype(precision: Literal["auto", "bf16", "fp32"], use_gpu: bool) -> t
     """
     if precision == "fp32":
         return torch.float32
-    able = torch.cuda.is_bf16_supported() if use_gpu else cpu_has_bf16()
-    if precision == "bf16":
-        if use_gpu and not able:
-            raise UserError("train.precision=bf16: this GPU has no bf16; set train.precision=fp32")
-        return torch.bfloat16
-    return torch.bfloat16 if able else torch.float32
+    if precision == "auto":
+        return fast_dtype(use_gpu)
+    if use_gpu and not torch.cuda.is_bf16_supported():
+        raise UserError("train.precision=bf16: this GPU has no bf16; set train.precision=fp32")
+    return torch.bfloat16
 
 
 def to_training_precision(model: Any) -> None:

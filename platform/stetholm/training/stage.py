@@ -110,6 +110,7 @@ def _cpus(train: TrainSettings) -> float:
 def _environment(train: TrainSettings) -> dict[str, str]:
     quiet = {
         "TRANSFORMERS_VERBOSITY": "error",
+        "MALLOC_ARENA_MAX": "2",  # many threads, each with an arena of its own, would hold gigabytes that are free
         "PYTHONWARNINGS": "ignore::FutureWarning",  # torch's own, in code that is not ours
     }
     return quiet | ({} if train.use_gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})

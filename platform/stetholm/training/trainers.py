@@ -28,6 +28,8 @@ class StageTrainer:
 
     batches: StepBatches
     consumed: list[tuple[int, str]]
+    encoder_learning_rate: float | None = None
+    optimizer: Any
 
     def use(self, batches: StepBatches) -> None:
         """Train on ``batches``, scoring response positions only."""
@@ -38,6 +40,24 @@ class StageTrainer:
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """The batches as they come: they are made and ordered already."""
         return DataLoader(self.batches, batch_size=None)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW; matrices decay, vectors do not; the encoder may have a learning rate of its own."""
+        args = self.args  # type: ignore[attr-defined]
+        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():  # type: ignore[attr-defined]
+            if parameter.requires_grad:
+                own = self.encoder_learning_rate if ".audio_tower." in name else None
+                decay = args.weight_decay if parameter.dim() > 1 else 0.0
+                groups.setdefault((own or args.learning_rate, decay), []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()],
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            fused=True,
+        )
+        return self.optimizer  # type: ignore[no-any-return]
 
     def take(self, inputs: Batch) -> bool:
         """Note the step's samples; False if this rank has none left and only keeps step."""
@@ -112,14 +132,19 @@ class AlignTrainer(StageTrainer, SFTTrainer):
 
     def _represent(self, module: StethoLMForConditionalGeneration, responses: list[str]) -> Tensor:
         """(N, d) text representations; the language model is frozen, so each text is read once."""
-        tokenizer = cast(StethoLMProcessor, self.processing_class).tokenizer
-        for text in responses:
-            if text not in self._texts:
-                ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=module.device)
-                with torch.no_grad():
-                    hidden = module.hidden_states_of_text(ids, torch.ones_like(ids))
-                self._texts[text] = hidden[0].float().mean(dim=0)
+        fresh = [text for text in dict.fromkeys(responses) if text not in self._texts]
+        if fresh:
+            self._texts |= zip(fresh, self._read(module, fresh), strict=True)
         return torch.stack([self._texts[text] for text in responses])
+
+    @torch.no_grad()
+    def _read(self, module: StethoLMForConditionalGeneration, texts: list[str]) -> Tensor:
+        """(len(texts), d) mean of the last hidden states over each text's tokens."""
+        tokenizer = cast(StethoLMProcessor, self.processing_class).tokenizer
+        batch = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+        mask = batch["attention_mask"].to(module.device)
+        hidden = module.hidden_states_of_text(batch["input_ids"].to(module.device), mask).float()
+        return (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 class MdpoTrainer(StageTrainer, DPOTrainer):
@@ -236,4 +261,6 @@ def trainer_for(
         trainer = AlignTrainer(args=config, **shared)
         trainer.use_settings(settings)
         return trainer
-    return SftTrainer(args=config, **shared)
+    trainer = SftTrainer(args=config, **shared)
+    trainer.encoder_learning_rate = settings.encoder_learning_rate
+    return trainer

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from stetholm.model.fresh import build_model
 from stetholm.model.lora import add_lora, set_trainable
 from stetholm.settings import AlignSettings, DpoSettings
 from stetholm.training.arguments import trainer_arguments
-from stetholm.training.batches import BatchPlan, StepBatches
+from stetholm.training.batches import BatchPlan, Row, StepBatches
 from stetholm.training.collate import Collate, Prepare, answers_of
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import write_lineage
@@ -44,28 +45,23 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
     progress, moments, scheduler = load_training_state(resume) if resume else (Progress(), None, None)
     model, processor = _model(job, resume)
-    stream = _stream(job, processor, progress, rank, world)
+    prepare = _prepare(job, processor)
+    stream = _stream(job, None if _alone(job) else prepare, progress, rank, world)
+    rows = partial(_prepared, stream, prepare) if _alone(job) else stream.rows
     plan = BatchPlan(job.train.batch_size, job.train.tokens_per_batch)
     if progress.workers != world or _target(job) != progress.target:
         progress.steps = progress.step + _steps(job, stream, plan, world, progress.step)
         progress.workers, progress.target = world, _target(job)
-    scratch = Path(mkdtemp(prefix="stetholm-train-"))
-    arguments = trainer_arguments(job.train, job.settings.run.seed, max(progress.steps, 1), scratch)
-    trainer = trainer_for(job.stage, model, processor, arguments, job.train)
-    trainer.use(StepBatches(stream.rows, plan, Collate(job.stage, processor), any_left))
-    loop = TrainingLoop(
-        trainer,
-        processor,
-        job.stage,
-        progress,
-        (moments, scheduler) if moments is not None and scheduler is not None else None,
-        job.train.checkpoint_every,
-        partial(_finish, job),
-        report,
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(loop)
-    if progress.step < progress.steps:
+    if progress.step >= progress.steps:
+        return
+    with TemporaryDirectory(prefix="stetholm-train-") as scratch:
+        arguments = trainer_arguments(job.train, job.settings.run.seed, progress.steps, Path(scratch))
+        trainer = trainer_for(job.stage, model, processor, arguments, job.train)
+        trainer.use(StepBatches(rows, plan, Collate(job.stage, processor), any_left))
+        resumed = (moments, scheduler) if moments is not None and scheduler is not None else None
+        every, finish = job.train.checkpoint_every, partial(_finish, job)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(TrainingLoop(trainer, processor, job.stage, progress, resumed, every, finish, report))
         trainer.train()
 
 
@@ -95,8 +91,24 @@ def _model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditionalGe
     return model, processor
 
 
-def _stream(job: StageJob, processor: StethoLMProcessor, progress: Progress, rank: int, world: int) -> CorpusStream:
+def _alone(job: StageJob) -> bool:
+    """Whether this process tokenises by itself.
+
+    Beside training on a CPU, torch in each reading task would cost more memory than the microseconds a row are worth.
+    """
+    return not job.train.use_gpu
+
+
+def _prepare(job: StageJob, processor: StethoLMProcessor) -> Prepare:
     chosen = job.train.chosen if isinstance(job.train, DpoSettings) else "candidate"
+    return Prepare(processor, job.train.max_tokens, answers_of(job.stage, chosen))
+
+
+def _prepared(stream: CorpusStream, prepare: Prepare) -> Iterator[Row]:
+    return (row | prepare(row) for row in stream.rows())
+
+
+def _stream(job: StageJob, prepare: Prepare | None, progress: Progress, rank: int, world: int) -> CorpusStream:
     return CorpusStream(
         job.storage,
         job.corpus,
@@ -107,7 +119,7 @@ def _stream(job: StageJob, processor: StethoLMProcessor, progress: Progress, ran
         world_size=world,
         ledger=Ledger.from_json(progress.ledger) if progress.ledger else None,
         extra_columns=("chosen", "rejected") if job.stage == "dpo" else (),
-        prepare=Prepare(processor, job.train.max_tokens, answers_of(job.stage, chosen)),
+        prepare=prepare,
         audio_limits=job.settings.audio,
         augment=job.stage != "dpo",
         tasks=_tasks(job),
