@@ -145,6 +145,7 @@ class SftSettings(TrainSettings):
     """Supervised fine-tuning: LoRA, projector and encoder learn the responses."""
 
     learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(4, ge=1)
     encoder_learning_rate: float | None = Field(1e-4, gt=0)
     """Of the audio encoder, which alignment has trained already; None: as the rest (published)."""
 

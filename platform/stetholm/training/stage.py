@@ -110,7 +110,10 @@ def _cpus(train: TrainSettings) -> float:
 def _environment(train: TrainSettings) -> dict[str, str]:
     quiet = {
         "TRANSFORMERS_VERBOSITY": "error",
-        "MALLOC_ARENA_MAX": "2",  # many threads, each with an arena of its own, would hold gigabytes that are free
+        # glibc keeps what is freed, by thread, for later: fixed bounds give large tensors back at once.
+        "MALLOC_ARENA_MAX": "2",
+        "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+        "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
         "PYTHONWARNINGS": "ignore::FutureWarning",  # torch's own, in code that is not ours
     }
     return quiet | ({} if train.use_gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})

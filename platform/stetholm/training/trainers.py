@@ -57,7 +57,7 @@ class StageTrainer:
             eps=args.adam_epsilon,
             fused=True,
         )
-        return self.optimizer  # type: ignore[no-any-return]
+        return self.optimizer
 
     def take(self, inputs: Batch) -> bool:
         """Note the step's samples; False if this rank has none left and only keeps step."""
@@ -73,11 +73,16 @@ class StageTrainer:
 class SftTrainer(StageTrainer, SFTTrainer):
     """Supervised fine-tuning: TRL's loss over response tokens."""
 
+    keep_statistics = False
+    """Batches are small here: an encoder that has been trained keeps the batch-norm statistics it was given."""
+
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """TRL's loss; a rank without samples has no labels and so adds zero."""
         self.take(inputs)
+        if self.keep_statistics:
+            self.accelerator.unwrap_model(model).model.audio_tower.eval()
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 

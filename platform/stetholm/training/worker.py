@@ -57,6 +57,7 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
     with TemporaryDirectory(prefix="stetholm-train-") as scratch:
         arguments = trainer_arguments(job.train, job.settings.run.seed, progress.steps, Path(scratch))
         trainer = trainer_for(job.stage, model, processor, arguments, job.train)
+        trainer.keep_statistics = job.lineage.parent is not None
         trainer.use(StepBatches(rows, plan, Collate(job.stage, processor), any_left))
         resumed = (moments, scheduler) if moments is not None and scheduler is not None else None
         every, finish = job.train.checkpoint_every, partial(_finish, job)

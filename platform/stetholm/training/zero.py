@@ -17,7 +17,8 @@ def zero_config(train: TrainSettings, batch_size: int) -> dict[str, Any]:
         train: the stage's settings.
         batch_size: samples a worker and step, for DeepSpeed's own bookkeeping.
     """
-    zero: dict[str, Any] = {"stage": train.zero_stage}
+    # What trains is small: DeepSpeed's own buckets of 5e8 numbers would be gigabytes of buffer.
+    zero: dict[str, Any] = {"stage": train.zero_stage, "reduce_bucket_size": 10**7, "allgather_bucket_size": 10**7}
     if train.zero_stage == 3:
         # Small frozen and trainable parameters differ in dtype; persistent ones would be gathered in one buffer.
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": False}
