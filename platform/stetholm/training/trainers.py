@@ -164,6 +164,13 @@ class MdpoTrainer(StageTrainer, DPOTrainer):
     def use_settings(self, settings: DpoSettings) -> None:
         """Weights of the terms."""
         self.settings = settings
+        gather = self.accelerator.gather
+
+        def gather_means(tensor: Tensor) -> Any:
+            # TRL gathers a number a pair for its metrics and takes the mean; but ranks may differ in pairs.
+            return gather(tensor.mean(dim=0, keepdim=True) if tensor.dim() == 1 else tensor)
+
+        self.accelerator.gather = gather_means
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # batches come from `use`, tokenised already
