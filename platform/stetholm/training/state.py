@@ -15,6 +15,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -148,5 +149,14 @@ def _moment(engine: Any, parameter: nn.Parameter, key: str) -> Tensor | None:
 def _set_moment(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:
     if engine.zero_optimization_stage() == 0:
         _torch_optimizer(engine).state[parameter][key].copy_(value)
+        return
+    if hasattr(parameter, "ds_tensor"):
+        # ZeRO-3 cuts a parameter into equal parts, the last one padded; DeepSpeed's setter fails on that padding.
+        mine, _ = engine.optimizer._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=key
+        )
+        start = mine.numel() * dist.get_rank()
+        part = value.flatten()[start : start + mine.numel()]
+        mine[: part.numel()].copy_(part)
         return
     deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
