@@ -42,3 +42,16 @@ def test_a_grandchild_whose_parent_has_gone_is_still_known_and_ended():
     footprint.end_left()
     assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
     assert psutil.pid_exists(os.getpid())
+
+
+def test_what_ran_before_is_neither_counted_nor_ended():
+    older = subprocess.Popen([sys.executable, "-c", ORPHAN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert older.stdout is not None
+    try:
+        child = int(older.stdout.readline())
+        footprint = Footprint()
+        assert footprint.end_left() == []
+        assert psutil.Process(child).is_running() and older.poll() is None
+    finally:
+        psutil.Process(child).kill()
+        older.communicate("\n")

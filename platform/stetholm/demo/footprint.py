@@ -12,9 +12,9 @@ from stetholm import processes
 
 
 class Footprint:
-    """Follows this process's descendants while it is open.
+    """Follows the descendants that this process starts from now on, while it is open.
 
-    A descendant stays known when its parent ends, so that one left behind is found, by process id and start time.
+    What ran below this process before is not its business. A descendant stays known when its parent ends, so that one left behind is found, by process id and start time.
     """
 
     def __init__(self, every_s: float = 3.0) -> None:
@@ -25,6 +25,7 @@ class Footprint:
         self.step = ""
         """What is going on, for :attr:`peaks`."""
         self._me = psutil.Process()
+        self._before = set(self._me.children())
         self._known: dict[psutil.Process, None] = {}
         self._others: list[psutil.Process] = []
         self._every_s = every_s
@@ -50,9 +51,9 @@ class Footprint:
     def look(self) -> int:
         """Take note of all descendants now; returns their memory and this process's in bytes."""
         with self._lock:
-            for parent in [self._me, *self._known]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    self._known.update(dict.fromkeys(parent.children(recursive=True)))
+            started = [child for child in self._me.children() if child not in self._before]
+            for root in [*started, *self._known]:
+                self._known.update(dict.fromkeys(tree(root)))
             self._known = {process: None for process in self._known if alive(process)}
             others = [member for root in self._others for member in tree(root)]
             total = sum(memory(process) for process in {self._me, *self._known, *others})
