@@ -109,16 +109,24 @@ def tiny_model(
 def lively(model: StethoLMForConditionalGeneration) -> StethoLMForConditionalGeneration:
     """Give the parts that start at nothing (LoRA's B, statistics) some values, so that a test sees their effect."""
     torch.manual_seed(7)
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(std=0.5)
         model.model.projector.model[-1].weight.mul_(5)
-        for norm in norms:
-            norm.momentum = 1.0
-        model.train()
-        model.encode_audio(torch.rand(4, 64, 218, dtype=torch.float32))
-        for norm in norms:
-            norm.momentum = 0.1
+    settle(model)
     return model.eval()
+
+
+@torch.no_grad()
+def settle(model: StethoLMForConditionalGeneration) -> None:
+    """Give fresh batch norms the statistics of some noise; without them all recordings look alike."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    tower = model.model.audio_tower.train()
+    tower(torch.rand(8, 64, 218) * torch.rand(8, 64, 1))
+    tower.eval()
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum

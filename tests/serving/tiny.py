@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import EfficientNetConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stetholm.model.checkpoint import save_checkpoint
 from stetholm.model.fresh import assemble, build_processor
 from stetholm.model.language import prepare_tokenizer
 from stetholm.model.lora import merge_lora
 from stetholm.settings import ModelSettings
+from tests.model.tiny import settle, tiny_encoder_config
 
 CONTEXT = 4096
 
@@ -44,27 +45,11 @@ def tiny_model(seed: int = 0) -> tuple[Any, Any]:
         eos_token_id=256,
         bos_token_id=None,
     )
-    audio = EfficientNetConfig(
-        width_coefficient=0.25, depth_coefficient=0.25, hidden_dim=320, image_size=64, batch_norm_momentum=0.01
-    )
-    model = assemble(LlamaForCausalLM(text), tokenizer, ModelSettings(), audio_config=audio, seed=seed)
-    settle(model.model.audio_tower)
+    model = assemble(LlamaForCausalLM(text), tokenizer, ModelSettings(), audio_config=tiny_encoder_config(), seed=seed)
+    settle(model)
     merge_lora(model)
     model.config.language_model = None
     return model, build_processor(tokenizer, model.config)
-
-
-@torch.no_grad()
-def settle(encoder: torch.nn.Module) -> None:
-    """Give fresh batch norms the statistics of some noise; without them all recordings look alike."""
-    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    encoder.train()
-    encoder(torch.rand(8, 64, 218) * torch.rand(8, 64, 1))
-    encoder.eval()
-    for norm in norms:
-        norm.momentum = 0.01
 
 
 def save_tiny(folder: Path, seed: int = 0) -> Path:

@@ -14,7 +14,8 @@ from stetholm import processes
 class Footprint:
     """Follows the descendants that this process starts from now on, while it is open.
 
-    What ran below this process before is not its business. A descendant stays known when its parent ends, so that one left behind is found, by process id and start time.
+    What ran below this process before is not its business. A descendant stays known when its parent ends, so that one
+    left behind is found, by process id and start time.
     """
 
     def __init__(self, every_s: float = 3.0) -> None:

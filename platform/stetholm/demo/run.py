@@ -15,14 +15,14 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from stetholm import processes, runs
-from stetholm.demo import lease, questions, submit
+from stetholm.demo import questions, submit
 from stetholm.demo.display import JobDisplay, clock
 from stetholm.demo.endpoint import endpoint
 from stetholm.demo.footprint import Footprint
 from stetholm.demo.head import ray_head
 from stetholm.errors import UserError
 from stetholm.settings import EMBEDDED, Settings, load_settings
-from stetholm.storage import Storage, home, open_storage
+from stetholm.storage import Storage, home, leave, open_storage
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -116,12 +116,12 @@ class Demo:
         storage = open_storage(self.settings.storage)
         if self.settings.storage.uri == EMBEDDED:
             stack.callback(self._leave_server)
-            if (pid := lease.server_pid()) is not None:
+            if (pid := leave.server_pid()) is not None:
                 self.footprint.count_too(pid)
         return storage
 
     def _leave_server(self) -> None:
-        if not lease.leave_server():
+        if not leave.leave_server():
             self.console.print("The embedded S3 server stays up: another process uses it.", style="yellow")
 
     def _head(self, stack: ExitStack) -> JobSubmissionClient:

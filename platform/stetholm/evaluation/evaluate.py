@@ -8,8 +8,6 @@ Writes ``runs/<run.name>/evaluate/``: ``report.json``, ``table.md``, ``predictio
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from stetholm.corpus.manifest import Manifest
@@ -17,20 +15,12 @@ from stetholm.errors import UserError
 from stetholm.evaluation.conditions import AUDIO, CONDITIONS, derangement, question
 from stetholm.evaluation.examples import Example, choose, read_examples
 from stetholm.evaluation.gate import check_gate, judge_gate
-from stetholm.evaluation.generation import (
-    Answers,
-    AnswerStore,
-    Pool,
-    answer_all,
-    feature_refs,
-    write_parquet,
-)
+from stetholm.evaluation.generation import Answers, write_parquet
+from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.metrics import BertScorer
 from stetholm.evaluation.scoring import Scored, binary, figures, grouped, score, to_table
 from stetholm.evaluation.table import print_table, to_markdown
-from stetholm.progress import Progress
-from stetholm.ray_session import ray_session
-from stetholm.runs import corpus_uri, finished, record, require_checkpoint, run_uri
+from stetholm.runs import corpus_uri, require_checkpoint
 from stetholm.serving.engine import Sampling
 from stetholm.settings import Settings
 from stetholm.storage import Storage
@@ -53,14 +43,10 @@ def evaluate(settings: Settings, storage: Storage) -> dict[str, Any]:
     check_gate(settings.evaluate.gate or {})
     checkpoint, corpus = require_checkpoint(settings, storage), corpus_uri(settings, storage)
     manifest = Manifest.load(storage, corpus)
-    manifest.split(settings.evaluate.split)  # refuses one without rows
-    inputs = _inputs(settings, checkpoint, manifest)
-    result = finished(settings, storage, JOB, inputs)
-    if result is None:
-        with ray_session():
-            result = _run(settings, storage, checkpoint, corpus, inputs)
-        record(settings, storage, JOB, result, inputs)
-    result.pop("inputs", None)
+    split = settings.evaluate.split
+    manifest.split(split)  # refuses one without rows
+    job = GenerationJob(JOB, settings, storage, checkpoint, corpus, split, _inputs(settings, checkpoint, manifest))
+    result = job.once(lambda: _run(job))
     report = storage.read_json(f"{result['output']}/report.json")
     print_table(report)
     return {**result, **_gate(settings, storage, report, str(result["output"]))}
@@ -72,45 +58,31 @@ def _inputs(settings: Settings, checkpoint: str, manifest: Manifest) -> dict[str
     return {"checkpoint": checkpoint, "corpus": manifest.sha256, "seed": settings.run.seed, **chosen}
 
 
-def _run(settings: Settings, storage: Storage, checkpoint: str, corpus: str, inputs: dict[str, Any]) -> dict[str, Any]:
+def _run(job: GenerationJob) -> dict[str, Any]:
+    settings, storage, output = job.settings, job.storage, job.output
     scorer = BertScorer(settings.evaluate.scorer)  # before the long part: a wrong name shows at once
-    everything = read_examples(storage, corpus, settings.evaluate.split)
+    everything = read_examples(storage, job.corpus, job.split)
     examples = choose(everything, settings.evaluate.max_examples, settings.run.seed)
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
-    output = run_uri(settings, storage, JOB)
-    store = AnswerStore(storage, f"{output}/answers-{digest}")
-    predictions, answers = _predict(settings, storage, checkpoint, corpus, examples, everything, store)
+    predictions, answers = _predict(job, examples, everything)
     scored = score(examples, predictions, scorer)
-    report = _report(settings, checkpoint, scorer.name, scored, list(predictions), len(everything))
+    report = _report(settings, job.checkpoint, scorer.name, scored, list(predictions), len(everything))
     write_parquet(storage, f"{output}/predictions.parquet", to_table(scored, list(predictions)))
     storage.write_text(f"{output}/table.md", to_markdown(report))
     storage.write_json(f"{output}/report.json", report)
-    store.remove()
     return _result(output, report, answers)
 
 
 def _predict(
-    settings: Settings,
-    storage: Storage,
-    checkpoint: str,
-    corpus: str,
-    examples: list[Example],
-    everything: list[Example],
-    store: AnswerStore,
+    job: GenerationJob, examples: list[Example], everything: list[Example]
 ) -> tuple[dict[str, list[str | None]], Answers]:
     """Predictions of every condition for every example."""
-    conditions = CONDITIONS if settings.evaluate.controls else (AUDIO,)
-    exchanged = derangement(examples, settings.run.seed)
-    sampling = Sampling(max_new_tokens=settings.evaluate.max_new_tokens)
+    chosen, seed = job.settings.evaluate, job.settings.run.seed
+    conditions = CONDITIONS if chosen.controls else (AUDIO,)
+    exchanged = derangement(examples, seed)
+    sampling = Sampling(max_new_tokens=chosen.max_new_tokens)
     asked = {name: [question(example, name, exchanged, sampling) for example in examples] for name in conditions}
-    questions = {q.key: q for column in asked.values() for q in column if q is not None}
-    recordings = len({name for example in examples for name in example.recording_ids})
-    with Progress("evaluate: features", recordings, "recordings") as progress:
-        ids = [example.sample_id for example in everything]
-        features = feature_refs(storage, corpus, settings.evaluate.split, examples, ids, settings.audio, progress)
-    pool = Pool(checkpoint, storage, settings.train.use_gpu, settings.evaluate.batch_size)
-    with Progress("evaluate: answers", len(questions), "questions") as progress:
-        answers = answer_all(questions.values(), features, pool, store, progress)
+    questions = [one for column in asked.values() for one in column if one is not None]
+    answers = job.ask(questions, examples, everything, "questions", chosen.batch_size)
     return {n: [None if q is None else answers.of(q)[0] for q in column] for n, column in asked.items()}, answers
 
 

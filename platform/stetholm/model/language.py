@@ -101,7 +101,8 @@ def embedded_folder() -> Path:
     Raises:
         UserError: the wheel is not installed.
     """
-    from stetholm.storage.paths import home, locked
+    from stetholm.storage.locks import locked
+    from stetholm.storage.paths import home
 
     folder = home() / "cache" / EMBEDDED_LM
     if not (folder / "config.json").exists():

@@ -8,8 +8,6 @@ Writes ``runs/<run.name>/prefer/``: ``pairs`` (a corpus with the columns ``chose
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,19 +17,11 @@ from stetholm.corpus.manifest import Manifest
 from stetholm.corpus.shards import SCHEMA, write_corpus
 from stetholm.errors import UserError
 from stetholm.evaluation.examples import Example, choose, read_examples, read_rows
-from stetholm.evaluation.generation import (
-    Answers,
-    AnswerStore,
-    Pool,
-    answer_all,
-    feature_refs,
-    write_parquet,
-)
+from stetholm.evaluation.generation import write_parquet
+from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.metrics import BertScorer, Scorer
 from stetholm.preference.candidates import Scored, gather, question
-from stetholm.progress import Progress
-from stetholm.ray_session import ray_session
-from stetholm.runs import corpus_uri, finished, record, run_uri, start_checkpoint
+from stetholm.runs import corpus_uri, start_checkpoint
 from stetholm.settings import Settings
 from stetholm.storage import Storage
 
@@ -64,13 +54,8 @@ def prefer(settings: Settings, storage: Storage) -> dict[str, Any]:
         "seed": settings.run.seed,
         **settings.prefer.model_dump(),
     }
-    result = finished(settings, storage, JOB, inputs)
-    if result is None:
-        with ray_session():
-            result = _run(settings, storage, checkpoint, corpus, inputs)
-        record(settings, storage, JOB, result, inputs)
-    result.pop("inputs", None)
-    return result
+    job = GenerationJob(JOB, settings, storage, checkpoint, corpus, SPLIT, inputs)
+    return job.once(lambda: _run(job))
 
 
 def _check(settings: Settings) -> None:
@@ -91,16 +76,15 @@ def _checkpoint(settings: Settings, storage: Storage) -> str:
     return uri
 
 
-def _run(settings: Settings, storage: Storage, checkpoint: str, corpus: str, inputs: dict[str, Any]) -> dict[str, Any]:
+def _run(job: GenerationJob) -> dict[str, Any]:
+    settings, storage = job.settings, job.storage
     scorer = BertScorer(settings.prefer.scorer)
-    everything = read_examples(storage, corpus, SPLIT)
+    everything = read_examples(storage, job.corpus, SPLIT)
     examples = choose(everything, settings.prefer.pairs, settings.run.seed)
-    output = run_uri(settings, storage, JOB)
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
-    store = AnswerStore(storage, f"{output}/answers-{digest}")
-    texts, answers = _candidates(settings, storage, checkpoint, corpus, examples, everything, store)
-    scored = _score(examples, texts, scorer)
-    write_parquet(storage, f"{output}/candidates.parquet", _all_candidates(scored))
+    questions = [question(example, settings.prefer, settings.run.seed) for example in examples]
+    answers = job.ask(questions, examples, everything, "examples")
+    scored = _score(examples, [answers.of(asked) for asked in questions], scorer)
+    write_parquet(storage, f"{job.output}/candidates.parquet", _all_candidates(scored))
     pairs = {one.example.sample_id: one for one in scored if one.pair() is not None}
     if not pairs:
         raise UserError(
@@ -109,42 +93,20 @@ def _run(settings: Settings, storage: Storage, checkpoint: str, corpus: str, inp
         )
     write_corpus(
         storage,
-        f"{output}/pairs",
-        {SPLIT: _pair_rows(storage, corpus, pairs)},
-        inputs={**inputs, "scorer": scorer.name},
+        f"{job.output}/pairs",
+        {SPLIT: _pair_rows(storage, job.corpus, pairs)},
+        inputs={**job.inputs, "scorer": scorer.name},
         extra=PAIR_COLUMNS,
         shard_bytes=settings.corpus.shard_bytes,
         row_group_rows=settings.corpus.row_group_rows,
     )
-    store.remove()
     return {
-        "output": f"{output}/pairs",
+        "output": f"{job.output}/pairs",
         "pairs": len(pairs),
         "skipped": len(scored) - len(pairs),
         "candidates_per_second": round(answers.made / answers.seconds, 3) if answers.made else 0.0,
         "scorer": scorer.name,
     }
-
-
-def _candidates(
-    settings: Settings,
-    storage: Storage,
-    checkpoint: str,
-    corpus: str,
-    examples: Sequence[Example],
-    everything: Sequence[Example],
-    store: AnswerStore,
-) -> tuple[list[list[str]], Answers]:
-    """K texts for each example."""
-    questions = [question(example, settings.prefer, settings.run.seed) for example in examples]
-    recordings = len({name for example in examples for name in example.recording_ids})
-    with Progress("prefer: features", recordings, "recordings") as progress:
-        ids = [example.sample_id for example in everything]
-        features = feature_refs(storage, corpus, SPLIT, examples, ids, settings.audio, progress)
-    pool = Pool(checkpoint, storage, settings.train.use_gpu)
-    with Progress("prefer: candidates", len(questions), "examples") as progress:
-        answers = answer_all(questions, features, pool, store, progress)
-    return [answers.of(asked) for asked in questions], answers
 
 
 def _score(examples: Sequence[Example], texts: Sequence[Sequence[str]], scorer: Scorer) -> list[Scored]:

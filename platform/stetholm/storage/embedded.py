@@ -28,7 +28,8 @@ from pathlib import Path
 from shutil import which
 from types import FrameType
 
-from stetholm.storage.paths import StorageError, home, locked, log_file
+from stetholm.storage.locks import is_locked, locked, try_lock
+from stetholm.storage.paths import StorageError, home, log_file
 
 BUCKET = "stetholm"
 LEASE_SECONDS = 15.0
@@ -74,6 +75,12 @@ def hold_lease(folder: Path) -> None:
         _leases[folder] = descriptor
 
 
+def drop_lease(folder: Path) -> None:
+    """Give up what :func:`hold_lease` took, if this process holds it."""
+    if (descriptor := _leases.pop(folder, None)) is not None:
+        os.close(descriptor)
+
+
 def read_state(folder: Path) -> Server | None:
     """What ``s3.json`` says, or None if it is not there or not whole."""
     try:
@@ -85,7 +92,7 @@ def read_state(folder: Path) -> Server | None:
 def _running(folder: Path) -> Server | None:
     """The server, if its supervisor lives and it answers; a state file left by a killed one does not count."""
     server = read_state(folder)
-    return server if server and _is_locked(folder / "s3.alive") and answers(server.endpoint_url) else None
+    return server if server and is_locked(folder / "s3.alive") and answers(server.endpoint_url) else None
 
 
 def _start(folder: Path) -> Server:
@@ -97,7 +104,7 @@ def _start(folder: Path) -> Server:
             env={**os.environ, "STETHOLM_HOME": str(folder)},
         )  # fmt: skip
     deadline = time.monotonic() + START_SECONDS
-    while done.returncode == 0 and time.monotonic() < deadline and _is_locked(folder / "s3.alive"):
+    while done.returncode == 0 and time.monotonic() < deadline and is_locked(folder / "s3.alive"):
         server = _running(folder)
         if server:
             return server
@@ -122,24 +129,6 @@ def answers(endpoint_url: str, timeout: float = 2.0) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _try_lock(path: Path) -> int | None:
-    """An exclusive lock as a file descriptor, or None if somebody holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-
-
-def _is_locked(path: Path) -> bool:
-    descriptor = _try_lock(path)
-    if descriptor is not None:
-        os.close(descriptor)
-    return descriptor is None
 
 
 # --- the supervisor ----------------------------------------------------------------------------------------------
@@ -235,7 +224,7 @@ class _Watch:
         last_used = time.monotonic()
         lease = None
         while not self.stopped and self._keep_up():
-            lease = _try_lock(self.folder / "s3.lease")
+            lease = try_lock(self.folder / "s3.lease")
             if lease is None:
                 last_used = time.monotonic()
             elif time.monotonic() - last_used > LEASE_SECONDS:
@@ -264,7 +253,7 @@ def _become_the_one(folder: Path, seconds: float = 8.0) -> bool:
     One that is about to end is waited for; so is one that still starts because whoever started it was killed.
     """
     deadline = time.monotonic() + seconds
-    while _try_lock(folder / "s3.alive") is None:
+    while try_lock(folder / "s3.alive") is None:
         server = read_state(folder)
         if server and answers(server.endpoint_url):
             return False

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stetholm.storage.embedded import hold_lease
-from stetholm.storage.paths import StorageError, home, locked
+from stetholm.storage.locks import locked
+from stetholm.storage.paths import StorageError, home
 
 if TYPE_CHECKING:
     import pyarrow.fs

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from stetholm.storage import embedded, home
+from stetholm.storage.embedded import drop_lease, read_state
+from stetholm.storage.locks import is_locked, try_lock
+from stetholm.storage.paths import home
 
 END_TIMEOUT_S = 15.0
 USERS_TIMEOUT_S = 5.0
@@ -23,7 +25,7 @@ T = TypeVar("T")
 
 def server_pid() -> int | None:
     """Process id of the embedded server's supervisor, if it runs."""
-    state = embedded.read_state(home())
+    state = read_state(home())
     return state.supervisor_pid if state else None
 
 
@@ -36,16 +38,15 @@ def leave_server() -> bool:
         Whether no server runs any more (False: others use it, or it did not end in time).
     """
     folder = home()
-    if (mine := embedded._leases.pop(folder, None)) is not None:
-        os.close(mine)
-    lease = wait_for(lambda: embedded._try_lock(folder / "s3.lease"), USERS_TIMEOUT_S)
+    drop_lease(folder)
+    lease = wait_for(lambda: try_lock(folder / "s3.lease"), USERS_TIMEOUT_S)
     if lease is None:
         return False
     try:
         pid = server_pid()
-        if pid is not None and embedded._is_locked(folder / "s3.alive"):
+        if pid is not None and is_locked(folder / "s3.alive"):
             os.kill(pid, signal.SIGTERM)
-        ended = wait_for(lambda: None if embedded._is_locked(folder / "s3.alive") else True, END_TIMEOUT_S)
+        ended = wait_for(lambda: None if is_locked(folder / "s3.alive") else True, END_TIMEOUT_S)
         return ended is not None
     finally:
         os.close(lease)
