@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stetholm.training.losses import contrastive_loss, mdpo_loss, mean_logps, text_groups
+from stetholm.training.losses import contrastive_loss, mdpo_loss, mean_logps, scale_loss, text_groups
 
 logps = st.lists(st.floats(-8, 0), min_size=6, max_size=6)
 
@@ -67,3 +67,11 @@ def test_mean_logps_counts_response_tokens_only():
     labels = torch.tensor([[-100, -100, 5, 6], [-100, 7, -100, -100]])
     token_logps = torch.tensor([[0.0, -1.0, -3.0], [-2.0, 0.0, 0.0]])
     assert mean_logps(token_logps, labels).tolist() == [-2.0, -2.0]
+
+
+def test_scale_loss_is_nothing_at_the_norm_of_text_and_the_same_on_both_sides():
+    prefix = torch.nn.functional.normalize(torch.randn(3, 4, 8), dim=-1)
+    norm = torch.tensor(2.5)
+    assert scale_loss(prefix * 2.5, norm) < 1e-9
+    torch.testing.assert_close(scale_loss(prefix * 10, norm), scale_loss(prefix * 0.625, norm))
+    assert torch.isfinite(scale_loss(prefix * 0, norm))

@@ -133,8 +133,10 @@ class AlignSettings(TrainSettings):
 
     learning_rate: float = Field(1e-3, gt=0)
     epochs: float = Field(4.0, gt=0)
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(8, ge=1)
     contrastive_weight: float = Field(1.0, ge=0)
+    scale_weight: float = Field(0.1, ge=0)
+    """Of the term that keeps prefix tokens as long as embedded text tokens are."""
     caption_weight: float = Field(0.0, ge=0)
     temperature: float = Field(0.1, gt=0)
     tasks: list[Task] = ["Identification", "Report"]

@@ -72,6 +72,19 @@ def anchor_loss(policy_chosen: Tensor, reference_chosen: Tensor, beta: float, ma
     return -F.logsigmoid(beta * (policy_chosen - reference_chosen) - margin).mean()
 
 
+def scale_loss(prefix: Tensor, norm: Tensor) -> Tensor:
+    """Mean squared log ratio of the norms of prefix tokens to ``norm``: 0 where all have it.
+
+    A contrastive loss of cosines leaves the scale of what it trains open, and it drifts far above that of embedded
+    text, where a language model hardly moves it.
+
+    Args:
+        prefix: (R, k, d) prefix tokens.
+        norm: scalar, the norm of the language model's embedded text tokens.
+    """
+    return (prefix.norm(dim=-1).clamp(min=1e-6) / norm).log().square().mean()
+
+
 def contrastive_loss(audio: Tensor, text: Tensor, groups: Tensor, temperature: float) -> Tensor:
     """Symmetric InfoNCE in which all pairs of one group are positives.
 

@@ -19,7 +19,14 @@ from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor
 from stetholm.model.lora import reference
 from stetholm.settings import AlignSettings, DpoSettings
 from stetholm.training.batches import Batch, StepBatches
-from stetholm.training.losses import anchor_loss, conditional_loss, contrastive_loss, mean_logps, text_groups
+from stetholm.training.losses import (
+    anchor_loss,
+    conditional_loss,
+    contrastive_loss,
+    mean_logps,
+    scale_loss,
+    text_groups,
+)
 from stetholm.training.response_head import install_response_head
 
 
@@ -98,11 +105,12 @@ class AlignTrainer(StageTrainer, SFTTrainer):
         """Weights and temperature of the losses."""
         self.settings = settings
         self._texts: dict[str, Tensor] = {}
+        self._norm: Tensor | None = None
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
-        """Contrastive loss plus, if it has a weight, the captioning loss through the projector."""
+        """Contrastive loss and scale of the prefix, plus, if it has a weight, captioning through the projector."""
         taken = self.take(inputs)
         responses, rows = inputs.pop("responses"), inputs.pop("rows")
         module = self.accelerator.unwrap_model(model)
@@ -117,7 +125,9 @@ class AlignTrainer(StageTrainer, SFTTrainer):
                 self.settings.temperature,
             )
             self.note(contrastive=contrast)
-            loss = loss + self.settings.contrastive_weight * contrast
+            scale = scale_loss(prefix.float(), self._text_norm(module))
+            self.note(scale=scale)
+            loss = loss + self.settings.contrastive_weight * contrast + self.settings.scale_weight * scale
         if self.settings.caption_weight:
             caption = self._caption(model, prefix, inputs, num_items_in_batch)
             self.note(caption=caption)
@@ -134,6 +144,15 @@ class AlignTrainer(StageTrainer, SFTTrainer):
             if items is None
             else (total * self.accelerator.num_processes / items)
         )
+
+    @torch.no_grad()
+    def _text_norm(self, module: StethoLMForConditionalGeneration) -> Tensor:
+        """Mean norm of the language model's embedded tokens (a thousand of them, over all the vocabulary)."""
+        if self._norm is None:
+            embed = cast(torch.nn.Embedding, module.get_input_embeddings())
+            ids = torch.arange(0, embed.num_embeddings, -(-embed.num_embeddings // 1024), device=module.device)
+            self._norm = embed(ids).float().norm(dim=-1).mean()
+        return self._norm
 
     def _represent(self, module: StethoLMForConditionalGeneration, responses: list[str]) -> Tensor:
         """(N, d) text representations; the language model is frozen, so each text is read once."""
