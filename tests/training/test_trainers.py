@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from stetholm.settings import AlignSettings
 from stetholm.training.trainers import AlignTrainer, StageTrainer, _mean_by
 from tests.serving.tiny import tiny_model
 
@@ -51,6 +52,14 @@ def test_texts_read_together_are_as_read_alone(parts):
     together = trainer._read(model, texts)
     alone = torch.cat([trainer._read(model, [text]) for text in texts])
     torch.testing.assert_close(together, alone)
+
+
+def test_the_norm_of_text_is_that_of_the_embedded_vocabulary(parts):
+    model, _ = parts
+    trainer = AlignTrainer.__new__(AlignTrainer)
+    trainer.use_settings(AlignSettings())
+    expected = model.get_input_embeddings().weight.norm(dim=-1).mean()
+    torch.testing.assert_close(trainer._text_norm(model), expected)
 
 
 def test_means_are_by_row():

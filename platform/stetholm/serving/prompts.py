@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from stetholm.serving.engine import Request, RequestError
@@ -41,7 +42,7 @@ def encode_recordings(model: Any, prompts: list[Prompt]) -> None:
         return
     # Requests for several answers about the same recordings share one array: it is encoded once.
     distinct = {id(prompt.request.features): prompt.request.features for prompt in todo}
-    features = torch.cat([torch.from_numpy(array) for array in distinct.values()])
+    features = torch.from_numpy(np.concatenate(list(distinct.values())))
     prefixes = model.encode_audio(features.to(model.device, model.dtype))
     parts = prefixes.split([len(array) for array in distinct.values()])
     encoded = dict(zip(distinct, parts, strict=True))

@@ -110,8 +110,8 @@ def _cpus(train: TrainSettings) -> float:
 def _environment(train: TrainSettings) -> dict[str, str]:
     quiet = {
         "TRANSFORMERS_VERBOSITY": "error",
-        # glibc keeps what is freed, by thread, for later. Bounds below the size of activations make each step ask the
-        # system for every tensor anew, which is three times slower (benchmarks would show it, nothing else does).
+        # glibc keeps what is freed, by thread, for later: these bounds limit that. Below the size of activations they
+        # would make every step ask the system for each tensor anew, which was measured to be three times slower.
         "MALLOC_ARENA_MAX": "2",
         "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
         "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
