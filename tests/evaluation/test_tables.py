@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +37,7 @@ word_overlap.name = "overlap"  # type: ignore[attr-defined]
 sizes = st.dictionaries(st.sampled_from(TASKS), st.integers(1, 30), min_size=1)
 
 
+@hypothesis.example({"Classification": 1, "Report": 1, "Differential Diagnosis": 4}, 3, 0)
 @given(sizes, st.integers(1, 100), st.integers(0, 5))
 def test_choice_is_seeded_in_proportion_and_of_the_size_asked_for(counts, wanted, seed):
     examples = [example(1000 * place + i, task) for place, task in enumerate(counts) for i in range(counts[task])]

@@ -125,8 +125,8 @@ def settle(model: StethoLMForConditionalGeneration) -> None:
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    tower = model.model.audio_tower.train()
-    tower(torch.rand(8, 64, 218) * torch.rand(8, 64, 1))
-    tower.eval()
+    model.model.audio_tower.train()
+    model.encode_audio(torch.rand(8, 64, 218) * torch.rand(8, 64, 1))
+    model.model.audio_tower.eval()
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum

@@ -93,10 +93,14 @@ def choose(examples: Sequence[Example], count: int | None, seed: int) -> list[Ex
 
 
 def _shares(sizes: dict[str, int], count: int) -> dict[str, int]:
-    """Divide ``count`` places in proportion to ``sizes`` by the largest remainder, the small groups not left out."""
-    exact = {name: size * count / sum(sizes.values()) for name, size in sizes.items()}
-    shares = {name: int(share) for name, share in exact.items()}
-    order = sorted(exact, key=lambda name: (shares[name] > 0, shares[name] - exact[name], name))
-    for name in order[: count - sum(shares.values())]:
+    """Divide ``count`` places, fewer than there are members: one each first, the rest in proportion."""
+    if count < len(sizes):
+        return dict.fromkeys(sorted(sizes, key=lambda name: (-sizes[name], name))[:count], 1)
+    rest = count - len(sizes)
+    open_places = sum(sizes.values()) - len(sizes)
+    exact = {name: (size - 1) * rest / open_places for name, size in sizes.items()}
+    shares = {name: 1 + int(share) for name, share in exact.items()}
+    # By the largest remainder.
+    for name in sorted(exact, key=lambda name: (int(exact[name]) - exact[name], name))[: count - sum(shares.values())]:
         shares[name] += 1
     return shares

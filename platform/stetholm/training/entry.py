@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def ray_worker(config: dict[str, Any]) -> None:
 
     job: StageJob = config["job"]
     quiet_data()
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train would print every report of every worker
     # Its shared-memory kernels are compiled on first use: a minute, and a worker killed meanwhile leaves a lock
     # that all later ones wait for. Gloo does what is needed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
