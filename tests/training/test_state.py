@@ -65,7 +65,7 @@ def _worker(rank: int, port: int, results) -> None:
         engine = _engine(_model(), stage)
         _steps(engine, rank, 3)
         names = [name for name, _ in engine.module.named_parameters()]
-        weights, moments = gather_weights(engine.module, names), gather_moments(engine)
+        weights, moments = _of_first(gather_weights(engine.module, names)), _of_first(gather_moments(engine))
         expected = _steps(engine, rank, 3)
         resumed = _model()
         resumed.load_state_dict(weights)
@@ -75,6 +75,15 @@ def _worker(rank: int, port: int, results) -> None:
             results[stage] = (expected, _steps(engine, rank, 3), sorted(moments))
         else:
             _steps(engine, rank, 3)
+
+
+def _of_first(tensors):
+    """A copy of what the first rank gathered, on every rank, as if read from a checkpoint."""
+    import torch.distributed as dist
+
+    box = [tensors]
+    dist.broadcast_object_list(box, src=0)
+    return {name: tensor.clone() for name, tensor in box[0].items()}
 
 
 @pytest.fixture(scope="module")

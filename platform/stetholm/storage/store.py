@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 ATTEMPTS = 4
+PART_BYTES = 8 * 2**20
+PARTS_AT_ONCE = 4
+"""Of a multipart upload. s3fs's own 50 MiB and 10 hold half a gigabyte while a checkpoint is written; S3 takes 10,000
+parts, so a file may have 80 GB."""
 
 _connections: dict[tuple[int, str, Storage], Any] = {}
 """Open filesystems by process id (they do not survive a fork), kind and storage."""
@@ -110,6 +114,8 @@ class Storage:
                 "request_checksum_calculation": "when_required",
                 "s3": {"addressing_style": "path" if self.endpoint_url else "auto"},
             },
+            default_block_size=PART_BYTES,
+            max_concurrency=PARTS_AT_ONCE,
             use_listings_cache=False,
             skip_instance_cache=True,
         )

@@ -18,7 +18,15 @@ from stetholm.corpus.ledger import Ledger
 from stetholm.errors import UserError
 from stetholm.model import StethoLMProcessor
 from stetholm.model.checkpoint import own_keys, save_checkpoint
-from stetholm.training.state import Progress, gather_moments, gather_weights, restore_moments, save_training_state
+from stetholm.training.memory import trim
+from stetholm.training.state import (
+    Progress,
+    gather_moments,
+    gather_weights,
+    is_first,
+    restore_moments,
+    save_training_state,
+)
 
 Report = Callable[[dict[str, Any], Path | None], None]
 """Hands a checkpoint folder (rank 0) or None (the others) and numbers to whoever keeps them; all ranks call it."""
@@ -55,7 +63,7 @@ class TrainingLoop(TrainerCallback):
         self._fresh = Ledger()
         self._saved_step = progress.step
         self._started = 0.0
-        self._line = terminal.Progress(name, progress.steps, unit="steps") if _rank() == 0 else None
+        self._line = terminal.Progress(name, progress.steps, unit="steps") if is_first() else None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -122,17 +130,22 @@ class TrainingLoop(TrainerCallback):
     def save(self) -> None:
         """Write a checkpoint of this step; a collective call."""
         self._count()
+        trim()
         model, engine = self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.model_wrapped
+        folder = Path(mkdtemp(prefix="stetholm-checkpoint-")) if is_first() else None
+        # One after the other: both at once would be the step's peak of memory.
         weights = gather_weights(model, own_keys(model))
-        moments = gather_moments(engine)
-        folder = None
-        if _rank() == 0:
-            folder = Path(mkdtemp(prefix="stetholm-checkpoint-"))
+        if folder is not None:
             save_checkpoint(model, self.processor, folder, state_dict=weights)
+        del weights
+        moments = gather_moments(engine)
+        if folder is not None:
             save_training_state(folder, self.progress, moments, self.trainer.lr_scheduler.state_dict())
             self._finish(folder, self.progress)
+        del moments
         self._saved_step = self.progress.step
         self._report({"step": self.progress.step, "loss": self.progress.loss_last}, folder)
+        trim()
 
     def _count(self) -> None:
         """Bring the ranks' ledgers together, and the time up to date."""

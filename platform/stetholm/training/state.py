@@ -58,26 +58,31 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def gather_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Whole tensors of ``names`` (parameters and buffers) on the CPU; a collective call under ZeRO-3."""
+    """Whole tensors of ``names`` (parameters and buffers) on the CPU, for the first rank; others get none.
+
+    A collective call under ZeRO-3. What is whole already is not copied.
+    """
     wanted = set(names)
     found: dict[str, Tensor] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in wanted:
             partitioned = hasattr(tensor, "ds_id")
             with deepspeed.zero.GatheredParameters([tensor]) if partitioned else nullcontext():
-                found[name] = tensor.detach().cpu().clone()
+                if is_first():
+                    found[name] = tensor.detach().cpu().clone() if partitioned else tensor.detach().cpu()
     return found
 
 
 def gather_moments(engine: Any) -> dict[str, Tensor]:
-    """Adam's moments by parameter name, fp32, whole; a collective call."""
+    """Adam's moments by parameter name, fp32, whole, for the first rank; others get none. A collective call."""
     _link(engine)
-    return {
-        f"{name}.{key}": moment.detach().float().cpu().clone()
-        for name, parameter in trainable(engine.module)
-        for key in _MOMENTS
-        if (moment := _moment(engine, parameter, key)) is not None
-    }
+    moments: dict[str, Tensor] = {}
+    for name, parameter in trainable(engine.module):
+        for key in _MOMENTS:
+            moment = _moment(engine, parameter, key)
+            if moment is not None and is_first():
+                moments[f"{name}.{key}"] = moment.detach().float().cpu()
+    return moments
 
 
 def restore_moments(engine: Any, moments: dict[str, Tensor], step: int) -> None:
@@ -110,6 +115,11 @@ def load_training_state(folder: Path) -> tuple[Progress, dict[str, Tensor], dict
     """Read what :func:`save_training_state` wrote: progress, moments, scheduler."""
     state = json.loads((folder / STATE_FOLDER / "state.json").read_text())
     return Progress(**state["progress"]), load_file(folder / STATE_FOLDER / "optimizer.safetensors"), state["scheduler"]
+
+
+def is_first() -> bool:
+    """Whether this process is the first rank, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
