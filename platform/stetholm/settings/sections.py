@@ -167,7 +167,7 @@ class DpoSettings(TrainSettings):
 class PreferSettings(Section):
     """Preference pairs: candidates from the SFT model, scored against the reference answer."""
 
-    pairs: int = Field(32, ge=1)
+    pairs: int = Field(16, ge=1)
     candidates: int = Field(5, ge=2)
     temperatures: list[float] = [0.7, 0.85, 1.0, 1.15, 1.3]
     max_new_tokens: int = Field(64, ge=1)
