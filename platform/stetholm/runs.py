@@ -59,9 +59,15 @@ def start_checkpoint(settings: Settings, storage: Storage, before: str | None = 
     """URI a job starts from: ``model.init_from``, else the run's latest checkpoint made before job ``before``.
 
     Returns None when there is neither, as for the first stage.
+
+    Raises:
+        UserError: there is no checkpoint at ``model.init_from``.
     """
-    if settings.model.init_from:
-        return settings.model.init_from
+    given = settings.model.init_from
+    if given:
+        if given.startswith("s3://") and not storage.exists(f"{given.rstrip('/')}/config.json"):
+            raise UserError(f"model.init_from={given}: there is no checkpoint (no config.json)")
+        return given
     earlier = CHECKPOINT_JOBS[: CHECKPOINT_JOBS.index(before)] if before in CHECKPOINT_JOBS else CHECKPOINT_JOBS
     for job in reversed(earlier):
         result = read_result(settings, storage, job)

@@ -104,3 +104,9 @@ def test_settings_that_cannot_be_evaluated_are_refused(storage, overrides, ray_c
 def test_a_run_without_a_checkpoint_says_what_to_do(storage, overrides):
     with pytest.raises(UserError, match="no finished checkpoint"):
         evaluate(settings(overrides[1:], "run.name=eval-empty"), storage)
+
+
+def test_a_checkpoint_that_is_not_there_is_named_before_anything_starts(storage, overrides):
+    nowhere = storage.join("test-evaluate", "nowhere")
+    with pytest.raises(UserError, match="nowhere: there is no checkpoint"):
+        evaluate(settings(overrides, f"model.init_from={nowhere}"), storage)
