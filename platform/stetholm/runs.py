@@ -66,7 +66,7 @@ def start_checkpoint(settings: Settings, storage: Storage, before: str | None = 
     given = settings.model.init_from
     if given:
         if given.startswith("s3://") and not storage.exists(f"{given.rstrip('/')}/config.json"):
-            raise UserError(f"model.init_from={given}: there is no checkpoint (no config.json)")
+            raise UserError(f"model.init_from: no checkpoint at {given} (there is no config.json)")
         return given
     earlier = CHECKPOINT_JOBS[: CHECKPOINT_JOBS.index(before)] if before in CHECKPOINT_JOBS else CHECKPOINT_JOBS
     for job in reversed(earlier):
