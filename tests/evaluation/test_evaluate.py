@@ -108,5 +108,5 @@ def test_a_run_without_a_checkpoint_says_what_to_do(storage, overrides):
 
 def test_a_checkpoint_that_is_not_there_is_named_before_anything_starts(storage, overrides):
     nowhere = storage.join("test-evaluate", "nowhere")
-    with pytest.raises(UserError, match="no checkpoint at .*nowhere"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*nowhere"):
         evaluate(settings(overrides, f"model.init_from={nowhere}"), storage)
