@@ -76,13 +76,13 @@ def start_checkpoint(settings: Settings, storage: Storage, before: str | None = 
     return None
 
 
-def require_checkpoint(settings: Settings, storage: Storage) -> str:
+def require_checkpoint(settings: Settings, storage: Storage, before: str | None = None) -> str:
     """Like :func:`start_checkpoint`, for jobs that cannot do without.
 
     Raises:
         UserError: neither a setting nor a finished stage names one.
     """
-    uri = start_checkpoint(settings, storage)
+    uri = start_checkpoint(settings, storage, before)
     if uri is None:
         raise UserError(
             f"run {settings.run.name!r} has no finished checkpoint: run jobs/sft.py first or set model.init_from=<uri>"

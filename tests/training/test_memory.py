@@ -6,7 +6,7 @@ import sys
 import pytest
 
 PROBE = """
-import ctypes, os, psutil
+import os, psutil
 from stetholm.training.memory import trim
 me = psutil.Process()
 held = [bytes(4096) + os.urandom(1) for _ in range(50_000)]  # 200 MB in small pieces

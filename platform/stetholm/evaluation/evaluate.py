@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from stetholm.corpus.manifest import Manifest
 from stetholm.errors import UserError
 from stetholm.evaluation.conditions import AUDIO, CONDITIONS, derangement, question
 from stetholm.evaluation.examples import Example, choose, read_examples
@@ -27,6 +26,9 @@ from stetholm.storage import Storage
 
 JOB = "evaluate"
 
+FIGURES_DEPEND_ON = {"split", "max_examples", "max_new_tokens", "controls", "scorer"}
+"""The settings below ``evaluate`` without which a finished evaluation is another one; not its gate or batch size."""
+
 
 def evaluate(settings: Settings, storage: Storage) -> dict[str, Any]:
     """Evaluate the run's checkpoint, print the table and return the figures.
@@ -42,20 +44,12 @@ def evaluate(settings: Settings, storage: Storage) -> dict[str, Any]:
         raise UserError("evaluate.judge: this version has no judge yet; leave it out (label accuracy needs none)")
     check_gate(settings.evaluate.gate or {})
     checkpoint, corpus = require_checkpoint(settings, storage), corpus_uri(settings, storage)
-    manifest = Manifest.load(storage, corpus)
-    split = settings.evaluate.split
-    manifest.split(split)  # refuses one without rows
-    job = GenerationJob(JOB, settings, storage, checkpoint, corpus, split, _inputs(settings, checkpoint, manifest))
+    chosen = settings.evaluate.model_dump(include=FIGURES_DEPEND_ON)
+    job = GenerationJob(JOB, settings, storage, checkpoint, corpus, settings.evaluate.split, chosen)
     result = job.once(lambda: _run(job))
     report = storage.read_json(f"{result['output']}/report.json")
     print_table(report)
     return {**result, **_gate(settings, storage, report, str(result["output"]))}
-
-
-def _inputs(settings: Settings, checkpoint: str, manifest: Manifest) -> dict[str, Any]:
-    """All that the figures depend on."""
-    chosen = settings.evaluate.model_dump(include={"split", "max_examples", "max_new_tokens", "controls", "scorer"})
-    return {"checkpoint": checkpoint, "corpus": manifest.sha256, "seed": settings.run.seed, **chosen}
 
 
 def _run(job: GenerationJob) -> dict[str, Any]:

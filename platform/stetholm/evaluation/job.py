@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from stetholm.corpus.manifest import Manifest
 from stetholm.evaluation.examples import Example
 from stetholm.evaluation.generation import Answers, AnswerStore, Pool, Question, answer_all, feature_refs
 from stetholm.progress import Progress
@@ -29,7 +30,7 @@ class GenerationJob:
         checkpoint: URI of the model that is asked.
         corpus: URI of the recordings.
         split: whose examples are asked about.
-        inputs: all that the result depends on.
+        chosen: the job's own settings that its result depends on.
     """
 
     name: str
@@ -38,12 +39,24 @@ class GenerationJob:
     checkpoint: str
     corpus: str
     split: str
-    inputs: dict[str, Any]
+    chosen: dict[str, Any]
 
     @property
     def output(self) -> str:
         """URI of what the job writes."""
         return run_uri(self.settings, self.storage, self.name)
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """All that the result depends on.
+
+        Raises:
+            UserError: no corpus, or nothing in its split.
+        """
+        manifest = Manifest.load(self.storage, self.corpus)
+        manifest.split(self.split)  # refuses one without rows
+        seed = self.settings.run.seed
+        return {"checkpoint": self.checkpoint, "corpus": manifest.sha256, "seed": seed, **self.chosen}
 
     @cached_property
     def answers(self) -> AnswerStore:
@@ -55,7 +68,7 @@ class GenerationJob:
         """The result of ``work``, done with Ray around it unless this run has it already.
 
         Raises:
-            UserError: the run has done this job from other inputs.
+            UserError: the run has done this job from other inputs; no corpus, or nothing in its split.
         """
         result = finished(self.settings, self.storage, self.name, self.inputs)
         if result is None:
@@ -63,7 +76,7 @@ class GenerationJob:
                 result = work()
             record(self.settings, self.storage, self.name, result, self.inputs)
             self.answers.remove()
-        return {key: value for key, value in result.items() if key != "inputs"}
+        return result
 
     def ask(
         self,

@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from stetholm.corpus.manifest import Manifest
 from stetholm.corpus.shards import SCHEMA, write_corpus
 from stetholm.errors import UserError
 from stetholm.evaluation.examples import Example, choose, read_examples, read_rows
@@ -21,7 +20,7 @@ from stetholm.evaluation.generation import write_parquet
 from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.metrics import BertScorer, Scorer
 from stetholm.preference.candidates import Scored, gather, question
-from stetholm.runs import corpus_uri, start_checkpoint
+from stetholm.runs import corpus_uri, require_checkpoint
 from stetholm.settings import Settings
 from stetholm.storage import Storage
 
@@ -47,14 +46,9 @@ def prefer(settings: Settings, storage: Storage) -> dict[str, Any]:
         UserError: no checkpoint, no corpus, settings that make no pairs, or nothing but ties.
     """
     _check(settings)
-    checkpoint, corpus = _checkpoint(settings, storage), corpus_uri(settings, storage)
-    inputs = {
-        "checkpoint": checkpoint,
-        "corpus": Manifest.load(storage, corpus).sha256,
-        "seed": settings.run.seed,
-        **settings.prefer.model_dump(),
-    }
-    job = GenerationJob(JOB, settings, storage, checkpoint, corpus, SPLIT, inputs)
+    checkpoint = require_checkpoint(settings, storage, before="dpo")  # also when mDPO has been done since
+    chosen = settings.prefer.model_dump()
+    job = GenerationJob(JOB, settings, storage, checkpoint, corpus_uri(settings, storage), SPLIT, chosen)
     return job.once(lambda: _run(job))
 
 
@@ -64,16 +58,6 @@ def _check(settings: Settings) -> None:
         raise UserError("prefer.temperatures must name one temperature of at least 0, or more of them")
     if max(temperatures) == 0:
         raise UserError("prefer.temperatures are all 0: every candidate would be the same; raise one of them")
-
-
-def _checkpoint(settings: Settings, storage: Storage) -> str:
-    """The checkpoint before mDPO, also when mDPO has been done since."""
-    uri = start_checkpoint(settings, storage, before="dpo")
-    if uri is None:
-        raise UserError(
-            f"run {settings.run.name!r} has no finished checkpoint: run jobs/sft.py first or set model.init_from=<uri>"
-        )
-    return uri
 
 
 def _run(job: GenerationJob) -> dict[str, Any]:

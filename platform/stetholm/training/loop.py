@@ -19,11 +19,11 @@ from stetholm.errors import UserError
 from stetholm.model import StethoLMProcessor
 from stetholm.model.checkpoint import own_keys, save_checkpoint
 from stetholm.training.memory import trim
+from stetholm.training.ranks import is_first, rank, world_size
 from stetholm.training.state import (
     Progress,
     gather_moments,
     gather_weights,
-    is_first,
     restore_moments,
     save_training_state,
 )
@@ -82,7 +82,7 @@ class TrainingLoop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Seed dropout by (seed, step, rank), so that a resumed run draws what an uninterrupted one draws."""
-        torch.manual_seed(hash((args.seed, state.global_step, _rank())) % 2**63)
+        torch.manual_seed(hash((args.seed, state.global_step, rank())) % 2**63)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note what the step consumed; save when it is time; stop when no rank has samples left."""
@@ -152,7 +152,7 @@ class TrainingLoop(TrainerCallback):
         now = time.monotonic()
         self.progress.seconds += now - self._started
         self._started = now
-        parts: list[Any] = [None] * _world_size()
+        parts: list[Any] = [None] * world_size()
         if dist.is_initialized():
             dist.all_gather_object(parts, self._fresh.to_json())
         else:
@@ -163,20 +163,3 @@ class TrainingLoop(TrainerCallback):
             self._ledger.merge(fresh)
         self._fresh = Ledger()
         self.progress.ledger = self._ledger.to_json()
-
-
-def any_left(mine: bool) -> bool:
-    """True if any rank passes True."""
-    if not dist.is_initialized():
-        return mine
-    flag = torch.tensor([int(mine)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1

@@ -15,12 +15,12 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stetholm.errors import UserError
 from stetholm.training.lineage import STATE_FOLDER
+from stetholm.training.ranks import is_first, rank
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -117,11 +117,6 @@ def load_training_state(folder: Path) -> tuple[Progress, dict[str, Tensor], dict
     return Progress(**state["progress"]), load_file(folder / STATE_FOLDER / "optimizer.safetensors"), state["scheduler"]
 
 
-def is_first() -> bool:
-    """Whether this process is the first rank, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
     optimizer = engine.optimizer
     return getattr(optimizer, "optimizer", optimizer)
@@ -165,7 +160,7 @@ def _set_moment(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -
         mine, _ = engine.optimizer._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=key
         )
-        start = mine.numel() * dist.get_rank()
+        start = mine.numel() * rank()
         part = value.flatten()[start : start + mine.numel()]
         mine[: part.numel()].copy_(part)
         return

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import PrinterCallback
 
 from stetholm.corpus.ledger import Ledger
@@ -27,8 +26,9 @@ from stetholm.training.batches import BatchPlan, Row, StepBatches
 from stetholm.training.collate import Collate, Prepare, answers_of
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import write_lineage
-from stetholm.training.loop import Report, TrainingLoop, any_left
+from stetholm.training.loop import Report, TrainingLoop
 from stetholm.training.precision import frozen_dtype, to_training_precision
+from stetholm.training.ranks import any_of_all, rank, world_size
 from stetholm.training.state import Progress, load_training_state
 from stetholm.training.trainers import trainer_for
 
@@ -41,13 +41,15 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
         resume: folder of a checkpoint of this very stage to go on from.
         report: takes the checkpoints.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    world = world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
     progress, moments, scheduler = load_training_state(resume) if resume else (Progress(), None, None)
     model, processor = _model(job, resume)
     prepare = _prepare(job, processor)
-    stream = _stream(job, None if _alone(job) else prepare, progress, rank, world)
-    rows = partial(_prepared, stream, prepare) if _alone(job) else stream.rows
+    # Beside training on a CPU, torch in each reading task would cost more memory than its microseconds a row are worth.
+    in_stream = prepare if job.train.use_gpu else None
+    stream = _stream(job, in_stream, progress, world)
+    rows = stream.rows if in_stream else partial(_prepared, stream, prepare)
     plan = BatchPlan(job.train.batch_size, job.train.tokens_per_batch)
     if progress.workers != world or _target(job) != progress.target:
         progress.steps = progress.step + _steps(job, stream, plan, world, progress.step)
@@ -58,7 +60,7 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
         arguments = trainer_arguments(job.train, job.settings.run.seed, progress.steps, Path(scratch))
         trainer = trainer_for(job.stage, model, processor, arguments, job.train)
         trainer.keep_statistics = job.lineage.parent is not None
-        trainer.use(StepBatches(rows, plan, Collate(job.stage, processor), any_left))
+        trainer.use(StepBatches(rows, plan, Collate(job.stage, processor), any_of_all))
         resumed = (moments, scheduler) if moments is not None and scheduler is not None else None
         every, finish = job.train.checkpoint_every, partial(_finish, job)
         trainer.remove_callback(PrinterCallback)
@@ -92,14 +94,6 @@ def _model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditionalGe
     return model, processor
 
 
-def _alone(job: StageJob) -> bool:
-    """Whether this process tokenises by itself.
-
-    Beside training on a CPU, torch in each reading task would cost more memory than the microseconds a row are worth.
-    """
-    return not job.train.use_gpu
-
-
 def _prepare(job: StageJob, processor: StethoLMProcessor) -> Prepare:
     chosen = job.train.chosen if isinstance(job.train, DpoSettings) else "candidate"
     return Prepare(processor, job.train.max_tokens, answers_of(job.stage, chosen))
@@ -109,14 +103,14 @@ def _prepared(stream: CorpusStream, prepare: Prepare) -> Iterator[Row]:
     return (row | prepare(row) for row in stream.rows())
 
 
-def _stream(job: StageJob, prepare: Prepare | None, progress: Progress, rank: int, world: int) -> CorpusStream:
+def _stream(job: StageJob, prepare: Prepare | None, progress: Progress, world: int) -> CorpusStream:
     return CorpusStream(
         job.storage,
         job.corpus,
         split="train",
         seed=job.settings.run.seed,
         epochs=_epochs(job, world),
-        rank=rank,
+        rank=rank(),
         world_size=world,
         ledger=Ledger.from_json(progress.ledger) if progress.ledger else None,
         extra_columns=("chosen", "rejected") if job.stage == "dpo" else (),
@@ -149,7 +143,7 @@ def _steps(job: StageJob, stream: CorpusStream, plan: BatchPlan, world: int, don
     """Steps still to make: until max_steps if set, else until the slowest rank has read its epochs."""
     if job.train.max_steps is not None:
         return max(job.train.max_steps - done, 0)
-    rows = max(stream.rows_of(rank) for rank in range(world))
+    rows = max(stream.rows_of(worker) for worker in range(world))
     return math.ceil(plan.steps(rows, job.train.max_tokens) * job.train.epochs / math.ceil(job.train.epochs))
 
 
