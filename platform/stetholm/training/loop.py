@@ -10,7 +10,6 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stetholm import progress as terminal
@@ -19,14 +18,8 @@ from stetholm.errors import UserError
 from stetholm.model import StethoLMProcessor
 from stetholm.model.checkpoint import own_keys, save_checkpoint
 from stetholm.training.memory import trim
-from stetholm.training.ranks import is_first, rank, world_size
-from stetholm.training.state import (
-    Progress,
-    gather_moments,
-    gather_weights,
-    restore_moments,
-    save_training_state,
-)
+from stetholm.training.ranks import from_all, is_first, rank
+from stetholm.training.state import Progress, gather_moments, gather_weights, restore_moments, save_training_state
 
 Report = Callable[[dict[str, Any], Path | None], None]
 """Hands a checkpoint folder (rank 0) or None (the others) and numbers to whoever keeps them; all ranks call it."""
@@ -152,12 +145,7 @@ class TrainingLoop(TrainerCallback):
         now = time.monotonic()
         self.progress.seconds += now - self._started
         self._started = now
-        parts: list[Any] = [None] * world_size()
-        if dist.is_initialized():
-            dist.all_gather_object(parts, self._fresh.to_json())
-        else:
-            parts = [self._fresh.to_json()]
-        for part in parts:
+        for part in from_all(self._fresh.to_json()):
             fresh = Ledger.from_json(part)
             self.progress.samples += len(fresh)
             self._ledger.merge(fresh)

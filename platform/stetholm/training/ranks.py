@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -28,3 +32,12 @@ def any_of_all(mine: bool) -> bool:
     flag = torch.tensor([int(mine)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())
+
+
+def from_all(mine: T) -> list[T]:
+    """What each rank passes, in the order of ranks, on every rank; picklable things; a collective call."""
+    if not dist.is_initialized():
+        return [mine]
+    parts: list[T] = [mine] * world_size()
+    dist.all_gather_object(parts, mine)
+    return parts

@@ -108,7 +108,7 @@ def _cpus(train: TrainSettings) -> float:
 
 
 def _environment(train: TrainSettings) -> dict[str, str]:
-    quiet = {
+    always = {
         "TRANSFORMERS_VERBOSITY": "error",
         # glibc keeps what is freed, by thread, for later: these bounds limit that. Below the size of activations they
         # would make every step ask the system for each tensor anew, which was measured to be three times slower.
@@ -117,7 +117,7 @@ def _environment(train: TrainSettings) -> dict[str, str]:
         "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
         "PYTHONWARNINGS": "ignore::FutureWarning",  # torch's own, in code that is not ours
     }
-    return quiet | ({} if train.use_gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})
+    return always | ({} if train.use_gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})
 
 
 def _result(storage: Storage, checkpoint: str) -> dict[str, Any]:
