@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import pytest
 import soundfile
 
 from stetholm.audio.decode import decode
+from stetholm.corpus.catalog import read_catalog
 from stetholm.corpus.ingest import ingest
 from stetholm.corpus.manifest import CorpusError, Manifest
 from stetholm.corpus.manifest import uri as manifest_uri
 from stetholm.errors import UserError
 from stetholm.settings import Settings, SyntheticSettings
 from stetholm.storage import Storage
+from stetholm.storage.lease import LeaseHeld
 from tests.corpus.sounds import pair, wav, write_source
+from tests.corpus.sources.published import publish
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -125,23 +129,103 @@ def test_nothing_left_is_an_error(tmp_path: Path, storage: Storage, name: str, l
         ingest(settings, storage)
 
 
-def test_again_does_nothing_and_other_inputs_are_refused(tmp_path: Path, storage: Storage) -> None:
+def test_again_does_nothing(tmp_path: Path, storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     settings = write_source(tmp_path / "ingest-again", [pair("0.wav")])
     first = ingest(settings, storage)
     manifest = storage.read_bytes(manifest_uri(first["output"]))
+    capsys.readouterr()
     assert ingest(settings, storage) == first
-    assert storage.read_bytes(manifest_uri(first["output"])) == manifest
     # Another run finds the corpus of the first one.
     other = settings.run.model_copy(update={"name": "ingest-other"})
     shared = with_corpus(settings.model_copy(update={"run": other}), uri=first["output"])
     assert ingest(shared, storage) == first
-    (tmp_path / "ingest-again" / "pairs.jsonl").write_bytes(b"{}")
-    with pytest.raises(UserError, match="jsonl_sha256"):
-        ingest(settings, storage)
-    third = settings.run.model_copy(update={"name": "ingest-third"})
-    with pytest.raises(UserError, match="holds a corpus made from other inputs"):
-        ingest(shared.model_copy(update={"run": third}), storage)
     assert storage.read_bytes(manifest_uri(first["output"])) == manifest
+    assert capsys.readouterr().err == ""
+
+
+def test_again_takes_only_what_is_new(tmp_path: Path, storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [pair(f"{number}.wav", number, split=("train", "test")[number % 2]) for number in range(4)]
+    settings = write_source(tmp_path / "ingest-grow", lines, recordings=6)
+    uri = ingest(settings, storage)["output"]
+    before = Manifest.load(storage, uri)
+    capsys.readouterr()
+    lines += [pair("4.wav", 4), pair("0.wav", 5), pair("1.wav", 1, split="test")]  # new, new question, duplicate
+    write_source(tmp_path / "ingest-grow", lines, recordings=0)
+    result = ingest(with_corpus(settings, max_reject_fraction=0.5), storage)
+    assert (result["recordings"], result["pairs"]) == (5, 6)
+    assert "ingest  2/2 recordings" in capsys.readouterr().err
+    after = Manifest.load(storage, uri)
+    assert after.splits["train"].shards[:1] == before.splits["train"].shards
+    assert after.splits["test"] == before.splits["test"]
+    assert after.splits["train"].counts["task"] == {"Classification": 4}
+    rows = rows_of(storage, uri)
+    assert sorted(row["instruction"] for row in rows) == [f"What is heard ({number})?" for number in range(6)]
+    recordings = list(read_catalog(storage, uri, after))
+    assert len({row["recording_id"] for row in recordings}) == 5
+
+
+def test_a_changed_recording_is_new(tmp_path: Path, storage: Storage) -> None:
+    settings = write_source(tmp_path / "ingest-changed", [pair("0.wav")])
+    uri = ingest(settings, storage)["output"]
+    (tmp_path / "ingest-changed" / "audio" / "0.wav").write_bytes(wav(77))
+    write_source(tmp_path / "ingest-changed", [pair("0.wav"), pair("1.wav")], recordings=0)
+    assert ingest(settings, storage)["pairs"] == 3
+    assert len({row["recording_ids"][0] for row in rows_of(storage, uri)}) == 3
+
+
+def test_a_corpus_of_two_sources(tmp_path: Path, storage: Storage) -> None:
+    settings = write_source(tmp_path / "ingest-two", [pair("0.wav"), b"{}"])
+    settings = with_corpus(settings, max_reject_fraction=0.9)
+    uri = ingest(settings, storage)["output"]
+    folder = publish(tmp_path / "icbhi", {"101_1b1_Al_sc_Meditron.txt": "0 1 1 0", "102_1b1_Al_sc_Meditron.txt": ""})
+    for name in ("101_1b1_Al_sc_Meditron.wav", "102_1b1_Al_sc_Meditron.wav"):
+        Path(folder.root, name).write_bytes(wav(len(name) + int(name[:3])))
+    result = ingest(with_corpus(settings, source="icbhi", jsonl=None, audio=folder.root), storage)
+    manifest = Manifest.load(storage, uri)
+    assert result["recordings"] == 3 and manifest.inputs["sources"].keys() == {"stethobench", "icbhi"}
+    assert [row["reader"] for row in table(storage, f"{uri}/rejects.parquet")] == ["stethobench"]
+    recordings = {row["filename"]: row for row in read_catalog(storage, uri, manifest)}
+    first = recordings["101_1b1_Al_sc_Meditron.wav"]
+    assert (first["patient"], first["licence"], first["labels"]["finding"]) == ("101", "CC0-1.0", "crackles")
+    assert first["events"] == [{"start": 0.0, "end": 1.0, "label": "crackles"}]
+    assert recordings["0.wav"]["labels"] is None
+
+
+def test_what_cannot_be_added(tmp_path: Path, storage: Storage) -> None:
+    settings = write_source(tmp_path / "ingest-other-seed", [pair("0.wav")])
+    uri = ingest(settings, storage)["output"]
+    manifest = storage.read_bytes(manifest_uri(uri))
+    seeded = settings.model_copy(update={"run": settings.run.model_copy(update={"seed": 1})})
+    with pytest.raises(UserError, match=r"holds a corpus made from other inputs \(seed\)"):
+        ingest(seeded, storage)
+    elsewhere = with_corpus(settings, uri=storage.join("test-ingest-elsewhere"))
+    with pytest.raises(UserError, match=r"with other inputs \(corpus\)"):
+        ingest(elsewhere, storage)
+    assert storage.read_bytes(manifest_uri(uri)) == manifest
+
+
+def test_two_at_once_one_wins(tmp_path: Path, storage: Storage) -> None:
+    settings = write_source(tmp_path / "ingest-race", [pair(f"{number % 4}.wav", number) for number in range(40)])
+    start = threading.Barrier(3)
+    outcomes: list[dict[str, Any] | UserError] = []
+
+    def run() -> None:
+        start.wait()
+        try:
+            outcomes.append(ingest(settings, storage))
+        except UserError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    held = [outcome for outcome in outcomes if isinstance(outcome, LeaseHeld)]
+    assert done and len(done) + len(held) == 3
+    assert all("is at it; wait until it is done" in str(error) for error in held)
+    assert len(rows_of(storage, done[0]["output"])) == 40
 
 
 def test_an_attempt_that_broke_off_is_overwritten(tmp_path: Path, storage: Storage) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stetholm.audio.decode import decode
+from stetholm.corpus.derived import derive
 from stetholm.corpus.manifest import CorpusError, Manifest
 from stetholm.corpus.manifest import uri as manifest_uri
-from stetholm.corpus.shards import SCHEMA, sample_id, write_corpus, write_rejects
+from stetholm.corpus.schema import Reject
+from stetholm.corpus.shards import SCHEMA, merge_rejects, sample_id, write_corpus, write_rejects
 from stetholm.errors import UserError
 from stetholm.storage import Storage
 from tests.corpus.sounds import rows
@@ -47,6 +49,9 @@ def test_rows_come_back_in_order(storage: Storage) -> None:
         assert sizes == shard.row_groups and sum(sizes) == shard.rows
         back += file.read().to_pylist()
     missing = dict.fromkeys(("seconds", "site", "device", "model"))
+    derived = [[derive(decode(sound)) for sound in row["audio"]] for row in train]
+    for row, sounds in zip(back, derived, strict=True):
+        assert list(zip(row.pop("audio_16khz"), row.pop("log_mel"), strict=True)) == sounds
     assert back == [{**missing, **row, "split": "train"} for row in train]
 
 
@@ -60,7 +65,10 @@ def test_arrow_tables(storage: Storage) -> None:
     uri = storage.join("test-shards-tables")
     table = pa.Table.from_pylist([{**row, "split": "train"} for row in rows(5)], schema=SCHEMA)
     manifest = write_corpus(storage, uri, {"train": [table, table.slice(0, 0)]}, inputs={})
-    assert read(storage, f"{uri}/{manifest.splits['train'].shards[0].path}").equals(table)
+    kept = [name for name in SCHEMA.names if name not in ("audio_16khz", "log_mel")]  # derived where missing
+    back = read(storage, f"{uri}/{manifest.splits['train'].shards[0].path}")
+    assert back.select(kept).equals(table.select(kept))
+    assert write_corpus(storage, uri, {"train": [back]}, inputs={}).splits == manifest.splits
 
 
 def test_an_attempt_that_broke_off_is_not_there_and_leaves_nothing(storage: Storage) -> None:
@@ -98,12 +106,16 @@ def test_bad_manifest(storage: Storage, text: str) -> None:
         Manifest.load(storage, uri)
 
 
-@pytest.mark.parametrize("rejects", [[], [("a.jsonl", 3, "why"), ("a.jsonl", 9, "because")]])
-def test_rejects(storage: Storage, rejects: list[tuple[str, int, str]], tmp_path: Path) -> None:
-    where = write_rejects(storage, storage.join("test-shards-rejects"), rejects)
-    table = read(storage, where)
-    assert table.column_names == ["source", "line", "reason"]
-    assert [tuple(row.values()) for row in table.to_pylist()] == rejects
+@pytest.mark.parametrize("rejects", [[], [Reject("a.jsonl", 3, "why"), Reject("a.jsonl", 9, "because")]])
+def test_rejects(storage: Storage, rejects: list[Reject]) -> None:
+    uri = storage.join(f"test-shards-rejects-{len(rejects)}")
+    where = write_rejects(storage, uri, merge_rejects(storage, uri, "stethobench", rejects))
+    assert read(storage, where).column_names == ["source", "line", "reason", "reader"]
+    # Another reader's stay, this one's are those of its latest ingest.
+    write_rejects(storage, uri, merge_rejects(storage, uri, "icbhi", [Reject("b.wav", 0, "bad")]))
+    write_rejects(storage, uri, merge_rejects(storage, uri, "stethobench", rejects))
+    found = [Reject(row["source"], row["line"], row["reason"]) for row in read(storage, where).to_pylist()]
+    assert found == [Reject("b.wav", 0, "bad"), *rejects]
 
 
 TEXT = st.text(max_size=3)

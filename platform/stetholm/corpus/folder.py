@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +26,14 @@ class AudioFolder(Protocol):
         """Whether only this machine can read it."""
         ...
 
+    def files(self) -> dict[str, int]:
+        """Name and bytes of every file below the folder, sorted by name."""
+        ...
+
+    def stamps(self, names: Collection[str]) -> dict[str, str]:
+        """What changes when a file does, for those of ``names`` that are there. No content is read."""
+        ...
+
     def read(self, name: str, max_bytes: int) -> bytes:
         """Bytes of the file ``name``.
 
@@ -38,6 +49,21 @@ class LocalFolder:
 
     root: str
     local: bool = True
+
+    def files(self) -> dict[str, int]:
+        """See :meth:`AudioFolder.files`. A link that leads nowhere counts 0 bytes; reading it says what is wrong."""
+        root = Path(self.root)
+        paths = sorted(Path(at) / name for at, _, names in os.walk(root) for name in names)
+        return {path.relative_to(root).as_posix(): path.stat().st_size if path.is_file() else 0 for path in paths}
+
+    def stamps(self, names: Collection[str]) -> dict[str, str]:
+        """See :meth:`AudioFolder.stamps`: size and time of the last change."""
+        found = {}
+        for name in names:
+            with contextlib.suppress(OSError, ValueError):  # not there, too long a name: reading it says so
+                status = os.stat(Path(self.root) / name)
+                found[name] = f"{status.st_size}-{status.st_mtime_ns}"
+        return found
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """See :meth:`AudioFolder.read`."""
@@ -70,6 +96,17 @@ class StorageFolder:
     root: str
     storage: Storage
     local: bool = False
+
+    def files(self) -> dict[str, int]:
+        """See :meth:`AudioFolder.files`."""
+        base = self.root.rstrip("/")
+        return {uri.removeprefix(f"{base}/"): size for uri, size in self.storage.sizes(base).items()}
+
+    def stamps(self, names: Collection[str]) -> dict[str, str]:
+        """See :meth:`AudioFolder.stamps`: size and ETag."""
+        base = self.root.rstrip("/")
+        found = {uri.removeprefix(f"{base}/"): stamp for uri, stamp in self.storage.stamps(base).items()}
+        return {name: found[name] for name in names if name in found}
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """See :meth:`AudioFolder.read`."""

@@ -13,7 +13,7 @@ from typing import Any
 from stetholm.errors import UserError
 from stetholm.storage import Storage
 
-VERSION = 1
+VERSION = 2
 NAME = "manifest.json"
 
 
@@ -59,6 +59,8 @@ class Manifest:
     """Distinct recordings in it."""
     rejected: int
     """Pairs that were left out; ``rejects.parquet`` says why."""
+    catalog: list[str] = field(default_factory=list)
+    """Parquet files below the corpus URI with a row a recording: see :mod:`stetholm.corpus.catalog`."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     version: int = VERSION
 
@@ -137,6 +139,11 @@ class Counts:
         for row in rows:
             for column, counter in self._counters.items():
                 counter[row[column]] += 1
+
+    def merge(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Add what another one has counted."""
+        for column, counted in counts.items():
+            self._counters[column].update(counted)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Counts by column and value, sorted by value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
@@ -82,7 +83,31 @@ class Pair(BaseModel):
     def _domain_name(cls, value: Any) -> Any:
         if value is None or value == "":
             return "ID"
-        return _DOMAIN_NAMES.get(value.lower(), value.upper()) if isinstance(value, str) else value
+        return _DOMAIN_NAMES.get(value.lower().replace("_", "-"), value.upper()) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pair and where it stands."""
+
+    source: str
+    line: int
+    pair: Pair
+
+
+@dataclass(frozen=True)
+class Reject:
+    """What is left out of a corpus, and why: a row of ``rejects.parquet``.
+
+    Attributes:
+        source: the file that says it: a list of pairs, a table of labels, a recording.
+        line: its line, from 1; 0 where the whole file is meant.
+        reason: what is wrong, in one line.
+    """
+
+    source: str
+    line: int
+    reason: str
 
 
 def check_filename(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stetholm.audio.decode import decode
+from stetholm.corpus import catalog
+from stetholm.corpus.derived import derive
 from stetholm.corpus.manifest import Counts, Manifest, ShardInfo, SplitInfo
-from stetholm.corpus.schema import SPLITS
+from stetholm.corpus.schema import SPLITS, Reject
 from stetholm.errors import UserError
 from stetholm.storage import Storage
 
@@ -25,6 +29,8 @@ SCHEMA = pa.schema(
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("recording_ids", pa.list_(pa.string()), nullable=False),
         pa.field("audio", pa.list_(pa.binary()), nullable=False),  # FLAC, original rate and bit depth
+        pa.field("audio_16khz", pa.list_(pa.binary()), nullable=False),  # the training copy: stetholm.corpus.derived
+        pa.field("log_mel", pa.list_(pa.binary()), nullable=False),  # of the first 7 s, 16-bit fixed point
         pa.field("sampling_rate", pa.list_(pa.int32()), nullable=False),  # Hz
         pa.field("seconds", pa.list_(pa.float32())),
         pa.field("instruction", pa.string(), nullable=False),
@@ -41,7 +47,10 @@ SCHEMA = pa.schema(
 )
 """Columns of every shard. Further ones may follow."""
 
-REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
+SOUNDS = ("audio", "audio_16khz", "log_mel")
+"""Columns that hold recordings."""
+
+REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("reader", pa.string())])
 
 Row = Mapping[str, Any]
 
@@ -88,12 +97,13 @@ class ShardWriter:
         self._file = Path(self._folder.name) / "shard.parquet"
         self._parquet = pq.ParquetWriter(self._file, self._schema, **_parquet_options(self._schema))
         self.bytes = 0
-        """Audio bytes taken so far: about the size of the shard."""
+        """Bytes of recordings taken so far: about the size of the shard."""
 
     def write(self, row: Row) -> None:
-        """Add a row: a mapping with every column; those that may be null may be left out."""
-        self._pending.append(row)
-        self.bytes += sum(len(sound) for sound in row["audio"])
+        """Add a row: a mapping with every column; those that may be null or can be derived may be left out."""
+        whole = row if row.get("log_mel") else {**row, **_derived(row["audio"])}
+        self._pending.append(whole)
+        self.bytes += sum(len(sound) for column in SOUNDS for sound in whole[column])
         if len(self._pending) == self._row_group_rows:
             self._flush()
 
@@ -126,10 +136,15 @@ class ShardWriter:
         self._pending = []
 
 
+def _derived(audio: Iterable[bytes]) -> dict[str, list[bytes]]:
+    copies, spectrograms = zip(*(derive(decode(sound)) for sound in audio), strict=True)
+    return {"audio_16khz": list(copies), "log_mel": list(spectrograms)}
+
+
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """FLAC does not compress further, and statistics of it would be copies of recordings."""
     leaves = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
-    texts = [leaf for leaf in leaves if not leaf.startswith("audio.")]
+    texts = [leaf for leaf in leaves if leaf.split(".")[0] not in SOUNDS]
     return {
         "compression": {leaf: "zstd" if leaf in texts else "none" for leaf in leaves},
         "use_dictionary": [leaf for leaf in texts if leaf != "sample_id"],
@@ -214,22 +229,34 @@ def _as_rows(rows: Iterable[Row] | Iterable[pa.Table]) -> Iterator[Row]:
             yield item
 
 
-def write_rejects(storage: Storage, corpus_uri: str, rejects: Iterable[tuple[str, int, str]]) -> str:
+def write_rejects(storage: Storage, corpus_uri: str, rejects: Iterable[Mapping[str, Any]]) -> str:
     """Write ``rejects.parquet`` (also when it is empty) and return its URI."""
-    table = pa.Table.from_pylist([dict(zip(REJECTS.names, each, strict=True)) for each in rejects], schema=REJECTS)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    where = f"{corpus_uri.rstrip('/')}/rejects.parquet"
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rejects], schema=REJECTS), sink, compression="zstd")
+    where = _rejects_uri(corpus_uri)
     storage.write_bytes(where, sink.getvalue().to_pybytes())
     return where
 
 
+def merge_rejects(storage: Storage, corpus_uri: str, reader: str, rejects: Iterable[Reject]) -> list[dict[str, Any]]:
+    """Rows of ``rejects.parquet``: those that other readers left, and what ``reader`` has left out now."""
+    where = _rejects_uri(corpus_uri)
+    earlier = pq.read_table(io.BytesIO(storage.read_bytes(where))).to_pylist() if storage.exists(where) else []
+    now = [{**vars(reject), "reader": reader} for reject in rejects]
+    return [row for row in earlier if row.get("reader") != reader] + now
+
+
+def _rejects_uri(corpus_uri: str) -> str:
+    return f"{corpus_uri.rstrip('/')}/rejects.parquet"
+
+
 def remove_strays(storage: Storage, corpus_uri: str, manifest: Manifest) -> None:
-    """Remove shards that an attempt which did not come to its end left behind; nothing else is touched."""
+    """Remove parts that an attempt which did not come to its end left behind; nothing else is touched."""
     base = corpus_uri.rstrip("/")
-    ours = {f"{base}/{shard.path}" for split in manifest.splits.values() for shard in split.shards}
-    for split in SPLITS:
-        for there in storage.list(f"{base}/{split}"):
+    shards = [shard.path for split in manifest.splits.values() for shard in split.shards]
+    ours = {f"{base}/{path}" for path in (*shards, *manifest.catalog)}
+    for folder in (*SPLITS, catalog.FOLDER):
+        for there in storage.list(f"{base}/{folder}"):
             name = there.rsplit("/", 1)[-1]
             if there not in ours and name.startswith("part-") and name.endswith(".parquet"):
                 storage.fs.rm_file(storage.key(there))

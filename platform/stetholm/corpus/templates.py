@@ -138,8 +138,13 @@ class Case:
 
 def instruction(task: Task, case: Case, rng: np.random.Generator) -> str:
     """One phrasing of ``task`` about ``case``; it tells nothing about the condition."""
+    return phrasing(task, case.kind, case.site, rng)
+
+
+def phrasing(task: Task, kind: str, site: str, rng: np.random.Generator) -> str:
+    """One phrasing of ``task`` about a sound of ``kind`` (heart, lung, ...) recorded at ``site``."""
     phrasings = INSTRUCTIONS[task]
-    return phrasings[int(rng.integers(len(phrasings)))].format(kind=case.kind, site=case.site)
+    return phrasings[int(rng.integers(len(phrasings)))].format(kind=kind, site=site)
 
 
 def response(task: Task, case: Case) -> str:

@@ -3,7 +3,7 @@
 from stetholm.audio.synth.devices import DEVICES, Device
 from stetholm.audio.synth.heart import HEART_CONDITIONS, HEART_SITES, synthesize_heart
 from stetholm.audio.synth.lung import LUNG_CONDITIONS, LUNG_SITES, synthesize_lung
-from stetholm.audio.synth.waves import Event, Synthetic
+from stetholm.audio.synth.waves import Synthetic
 
 __all__ = [
     "DEVICES",
@@ -12,7 +12,6 @@ __all__ = [
     "LUNG_CONDITIONS",
     "LUNG_SITES",
     "Device",
-    "Event",
     "Synthetic",
     "synthesize_heart",
     "synthesize_lung",

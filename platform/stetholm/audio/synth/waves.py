@@ -7,16 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stetholm.audio.event import Event
+
 Wave = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Event:
-    """One labelled stretch of a recording, in seconds from its start."""
-
-    start: float
-    end: float
-    label: str
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stetholm.audio.decode import decode
 from stetholm.audio.features import log_mel
 from stetholm.audio.resample import resample
-from stetholm.corpus.synthetic import corpus_pairs, plan_corpus, write_synthetic_corpus
+from stetholm.corpus.sources.synthetic import corpus_pairs, plan_corpus, write_synthetic_corpus
 from stetholm.settings import SyntheticSettings, Task
 
 SMALL = SyntheticSettings(patients=12, seconds=2.0)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stetholm.corpus.stethobench import Entry, JsonLines, Reject, bounded_lines
+from stetholm.corpus.schema import Entry, Reject
+from stetholm.corpus.sources.stethobench import JsonLines, bounded_lines
 from stetholm.errors import UserError
 from stetholm.storage import Storage
 from tests.corpus.sounds import pair

@@ -1,7 +1,7 @@
-"""Ingest, first half: every distinct recording is read, checked, decoded and encoded as FLAC once, in Ray Data tasks.
+"""Ingest, first half: every distinct recording is read, checked, decoded and encoded once, in Ray Data tasks.
 
-The FLAC bytes stay in Ray's object store (which spills to disk), the driver keeps a short record of each. That serves
-corpora whose FLAC fits the cluster's object store and spill disks: the published one takes a few gigabytes.
+The bytes stay in Ray's object store (which spills to disk), the driver keeps a short record of each. That serves
+corpora whose new recordings fit the cluster's object store and spill disks: the published one takes a few gigabytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import ray
 
 from stetholm.audio.decode import AudioError, decode, encode_flac
 from stetholm.corpus.datasource import quiet
+from stetholm.corpus.derived import derive
 from stetholm.corpus.folder import AudioFolder, RecordingError
+from stetholm.corpus.shards import SOUNDS
 from stetholm.settings import AudioSettings
 
 FILES_PER_TASK = 32
@@ -26,7 +28,9 @@ _SCHEMA = pa.schema(
     [
         ("filename", pa.string()),
         ("recording_id", pa.string()),
-        ("flac", pa.binary()),
+        ("audio", pa.binary()),
+        ("audio_16khz", pa.binary()),
+        ("log_mel", pa.binary()),
         ("rate", pa.int32()),
         ("seconds", pa.float32()),
         ("bytes", pa.int64()),
@@ -36,8 +40,8 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A recording that decodes, and where its FLAC bytes are."""
+class Encoded:
+    """A recording that decodes, and where its bytes are."""
 
     recording_id: str
     """SHA-256 of the file."""
@@ -45,26 +49,26 @@ class Recording:
     """Hz."""
     seconds: float
     bytes: int
-    """Of the FLAC."""
+    """Of the FLAC, the training copy and the log-mel."""
     block: int
-    """Index into :attr:`Recordings.blocks`."""
+    """Index into :attr:`Encodings.blocks`."""
     row: int
     """Row of that block."""
 
 
 @dataclass(frozen=True)
-class Recordings:
+class Encodings:
     """What became of every file: a recording, or the reason why not."""
 
-    good: dict[str, Recording]
+    good: dict[str, Encoded]
     bad: dict[str, str]
     blocks: list[ray.ObjectRef[Any]]
-    """Arrow tables with a column ``flac``."""
+    """Arrow tables with the columns of ``SOUNDS``."""
 
 
 @dataclass(frozen=True)
 class EncodeRecordings:
-    """The Ray Data task: file names in, FLAC or a reason out, in pieces of about ``BLOCK_BYTES``."""
+    """The Ray Data task: file names in, bytes or a reason out, in pieces of about ``BLOCK_BYTES``."""
 
     folder: AudioFolder
     limits: AudioSettings
@@ -88,27 +92,30 @@ class EncodeRecordings:
             data = self.folder.read(name, self.limits.max_bytes)
             sound = decode(data, self.limits)
             flac = encode_flac(sound)
+            copy, mel = derive(sound)
         except (RecordingError, AudioError) as error:
             return {"filename": name, "bytes": 0, "reason": str(error)}
         return {
             "filename": name,
             "recording_id": hashlib.sha256(data).hexdigest(),
-            "flac": flac,
+            "audio": flac,
+            "audio_16khz": copy,
+            "log_mel": mel,
             "rate": sound.rate,
             "seconds": len(sound.samples) / sound.rate,
-            "bytes": len(flac),
+            "bytes": len(flac) + len(copy) + len(mel),
         }
 
 
 def encode_recordings(
     names: Sequence[str], folder: AudioFolder, limits: AudioSettings, report: Callable[[int], None]
-) -> Recordings:
+) -> Encodings:
     """Encode the recordings ``names`` below ``folder``; ``report`` is told how many are done."""
-    good: dict[str, Recording] = {}
+    good: dict[str, Encoded] = {}
     bad: dict[str, str] = {}
     blocks: list[ray.ObjectRef[Any]] = []
     if not names:
-        return Recordings(good, bad, blocks)
+        return Encodings(good, bad, blocks)
     for bundle in _pipeline(names, folder, limits).iter_internal_ref_bundles():
         for ref in bundle.block_refs:
             records: list[dict[str, Any]] = ray.get(_without_audio.remote(ref))
@@ -116,7 +123,7 @@ def encode_recordings(
                 _file(record, len(blocks), row, good, bad)
             blocks.append(ref)
         report(len(good) + len(bad))
-    return Recordings(good, bad, blocks)
+    return Encodings(good, bad, blocks)
 
 
 def _pipeline(names: Sequence[str], folder: AudioFolder, limits: AudioSettings) -> ray.data.Dataset:
@@ -144,13 +151,13 @@ def _here() -> dict[str, Any]:
 
 @ray.remote(num_cpus=0)
 def _without_audio(block: pa.Table) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = block.drop_columns(["flac"]).to_pylist()
+    records: list[dict[str, Any]] = block.drop_columns(list(SOUNDS)).to_pylist()
     return records
 
 
-def _file(record: dict[str, Any], block: int, row: int, good: dict[str, Recording], bad: dict[str, str]) -> None:
+def _file(record: dict[str, Any], block: int, row: int, good: dict[str, Encoded], bad: dict[str, str]) -> None:
     name = record["filename"]
     if record["reason"] is not None:
         bad[name] = record["reason"]
     else:
-        good[name] = Recording(record["recording_id"], record["rate"], record["seconds"], record["bytes"], block, row)
+        good[name] = Encoded(record["recording_id"], record["rate"], record["seconds"], record["bytes"], block, row)

@@ -7,32 +7,17 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from stetholm.corpus.schema import MAX_LINE_BYTES, Pair, PairError, parse_line
+from stetholm.corpus.folder import open_folder
+from stetholm.corpus.schema import MAX_LINE_BYTES, Entry, PairError, Reject, parse_line
+from stetholm.corpus.source import Earlier, Reader, Report, Source
 from stetholm.errors import UserError
+from stetholm.settings import Settings
 from stetholm.storage import Storage
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**20
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A pair and where it stands."""
-
-    source: str
-    line: int
-    pair: Pair
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A pair that is left out, and why."""
-
-    source: str
-    line: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -88,3 +73,27 @@ def bounded_lines(file: BinaryIO, limit: int = MAX_LINE_BYTES) -> Iterator[bytes
         yield line
         while len(line) > limit and not line.endswith(b"\n"):
             line = file.readline(limit + 1)
+
+
+def _files(settings: Settings, storage: Storage) -> tuple[JsonLines, str]:
+    corpus = settings.corpus
+    if not corpus.jsonl or not corpus.audio:
+        key = "corpus.audio" if corpus.jsonl else "corpus.jsonl"
+        raise UserError(f"corpus.source = stethobench needs {key} (a path or an s3:// URI)")
+    lines = JsonLines(corpus.jsonl, storage)
+    lines.check()
+    return lines, corpus.audio
+
+
+def _inputs(settings: Settings, storage: Storage) -> dict[str, Any]:
+    lines, audio = _files(settings, storage)
+    open_folder(audio, storage)
+    return {"jsonl_sha256": lines.sha256()}
+
+
+def _open(settings: Settings, storage: Storage, scratch: Path, report: Report, earlier: Earlier) -> Source:
+    lines, audio = _files(settings, storage)
+    return Source(lines.entries, open_folder(audio, storage))
+
+
+READER = Reader(_inputs, _open)

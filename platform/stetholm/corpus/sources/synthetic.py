@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from stetholm.audio.event import Event
 from stetholm.audio.synth import (
     DEVICES,
     HEART_CONDITIONS,
@@ -27,8 +28,13 @@ from stetholm.audio.synth import (
     synthesize_lung,
 )
 from stetholm.corpus import templates
+from stetholm.corpus.folder import LocalFolder
+from stetholm.corpus.recording import DIAGNOSIS, FINDING, STATUS, Recording
+from stetholm.corpus.source import Earlier, Reader, Report, Source
+from stetholm.corpus.sources.stethobench import JsonLines
 from stetholm.corpus.templates import NORMAL, Case, Kind
-from stetholm.settings import SyntheticSettings, Task
+from stetholm.settings import Settings, SyntheticSettings, Task
+from stetholm.storage import Storage
 
 _SPLIT_SHARES = {"val": 0.1, "test": 0.2}
 _GRADES, _GRADE_SHARES = (2, 3, 4, 5), (0.1, 0.35, 0.35, 0.2)
@@ -40,7 +46,7 @@ _KINDS: tuple[Kind, ...] = ("heart", "lung")
 
 
 @dataclass(frozen=True)
-class Recording:
+class Planned:
     """One recording to be synthesised, with its true labels.
 
     Attributes:
@@ -98,17 +104,17 @@ def write_synthetic_corpus(
     return folder / "pairs.jsonl"
 
 
-def plan_corpus(patients: int, seed: int) -> list[tuple[Recording, Recording]]:
+def plan_corpus(patients: int, seed: int) -> list[tuple[Planned, Planned]]:
     """Every recording of the corpus, as twins (normal, abnormal), half of the twins heart and half lung."""
     pairs = patients // 2
-    plan: list[tuple[Recording, Recording]] = []
+    plan: list[tuple[Planned, Planned]] = []
     for kind, count in zip(_KINDS, (pairs - pairs // 2, pairs // 2), strict=True):
         rng = np.random.default_rng([seed, 0, _KINDS.index(kind)])
         plan += _plan_kind(kind, count, rng)
     return plan
 
 
-def synthesize(recording: Recording, seconds: float, rng: np.random.Generator) -> Synthetic:
+def synthesize(recording: Planned, seconds: float, rng: np.random.Generator) -> Synthetic:
     """The sound of ``recording``."""
     case = recording.case
     if case.kind == "heart":
@@ -122,10 +128,10 @@ def synthesize(recording: Recording, seconds: float, rng: np.random.Generator) -
     )  # fmt: skip
 
 
-def corpus_pairs(twins: list[tuple[Recording, Recording]], seed: int) -> Iterator[dict[str, Any]]:
+def corpus_pairs(twins: list[tuple[Planned, Planned]], seed: int) -> Iterator[dict[str, Any]]:
     """All pairs as StethoBench rows: each recording's own tasks, and a comparison for every second pair of twins."""
     rng = np.random.default_rng([seed, 2])
-    abnormal: dict[tuple[str, str], list[Recording]] = {}
+    abnormal: dict[tuple[str, str], list[Planned]] = {}
     for normal, sick in twins:
         for recording in (normal, sick):
             for task in recording.tasks:
@@ -143,7 +149,7 @@ def corpus_pairs(twins: list[tuple[Recording, Recording]], seed: int) -> Iterato
         yield _row(order, _COMPARISON, templates.instruction(_COMPARISON, sick.case, rng), answer)
 
 
-def _plan_kind(kind: Kind, count: int, rng: np.random.Generator) -> Iterator[tuple[Recording, Recording]]:
+def _plan_kind(kind: Kind, count: int, rng: np.random.Generator) -> Iterator[tuple[Planned, Planned]]:
     conditions = list(HEART_CONDITIONS if kind == "heart" else LUNG_CONDITIONS)
     numbers = iter(rng.permutation(2 * count) + 1)
     for split, size in _split_sizes(count).items():
@@ -159,7 +165,7 @@ def _plan_kind(kind: Kind, count: int, rng: np.random.Generator) -> Iterator[tup
             for number, site in enumerate(_sites(kind, condition, many, rng)):
                 first = (2 * number + turn) % 4
                 yield tuple(  # type: ignore[misc]
-                    Recording(
+                    Planned(
                         f"{kind}/{patient}_{number + 1}.wav", patient, split, Case(kind, state, site), device,
                         severity, _ALWAYS + _IN_TURN[first : first + asked],
                     )
@@ -187,14 +193,14 @@ def _severities(kind: Kind, rng: np.random.Generator) -> tuple[float, float]:
     return 0.0, grade
 
 
-def _row(recordings: list[Recording], task: Task, instruction: str, response: str) -> dict[str, Any]:
+def _row(recordings: list[Planned], task: Task, instruction: str, response: str) -> dict[str, Any]:
     names = [recording.filename for recording in recordings]
     kind = recordings[0].case.kind
     return {
         "filename": names[0] if len(names) == 1 else names,
         "instruction": instruction,
         "response": response,
-        "dataset": f"{kind}-synthetic",
+        "dataset": _dataset(kind),
         "split": recordings[0].split,
         "task": task,
         "distribution": "ID",
@@ -205,7 +211,7 @@ def _row(recordings: list[Recording], task: Task, instruction: str, response: st
     }
 
 
-def _truth(recording: Recording, sound: Synthetic) -> dict[str, Any]:
+def _truth(recording: Planned, sound: Synthetic) -> dict[str, Any]:
     """What is true of a recording, for grounding and for checks."""
     return {
         "filename": recording.filename,
@@ -222,3 +228,35 @@ def _truth(recording: Recording, sound: Synthetic) -> dict[str, Any]:
 def _open_new(path: Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("w", encoding="utf-8", newline="\n")
+
+
+def read_truth(folder: Path) -> Iterator[Recording]:
+    """The recordings of a written corpus, as a publisher would describe them."""
+    for line in (folder / "recordings.jsonl").read_text(encoding="utf-8").splitlines():
+        truth = json.loads(line)
+        case = Case(truth["kind"], truth["condition"], truth["site"])
+        words = case.wording
+        yield Recording(
+            truth["filename"], _dataset(case.kind), case.kind, truth["patient"], "CC0-1.0",
+            site=case.site, device=truth["device"], split=truth["split"],
+            labels={STATUS: case.status, FINDING: words.finding, DIAGNOSIS: words.diagnosis},
+            events=tuple(Event(*event) for event in truth["events"]),
+        )  # fmt: skip
+
+
+def _dataset(kind: Kind) -> str:
+    return f"{kind}-synthetic"
+
+
+def _inputs(settings: Settings, storage: Storage) -> dict[str, Any]:
+    return {"synthetic": settings.corpus.synthetic.model_dump()}
+
+
+def _open(settings: Settings, storage: Storage, scratch: Path, report: Report, earlier: Earlier) -> Source:
+    jsonl = write_synthetic_corpus(settings.corpus.synthetic, settings.run.seed, scratch, report)
+    recordings = {recording.filename: recording for recording in read_truth(scratch)}
+    lines = JsonLines(str(jsonl), storage, name="synthetic")
+    return Source(lines.entries, LocalFolder(str(scratch)), recordings)
+
+
+READER = Reader(_inputs, _open, grows=False)

@@ -1,0 +1,57 @@
+"""The catalogue of a corpus: a row a recording, with its labels and events. Shards hold pairs; this holds the rest."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stetholm.corpus.manifest import Manifest
+from stetholm.storage import Storage
+
+FOLDER = "recordings"
+SCHEMA = pa.schema(
+    [
+        ("recording_id", pa.string()),  # SHA-256 of the publisher's file
+        ("source", pa.string()),  # the reader's name
+        ("filename", pa.string()),
+        ("stamp", pa.string()),  # changes when the file does
+        ("sampling_rate", pa.int32()),  # Hz
+        ("seconds", pa.float32()),
+        ("dataset", pa.string()),
+        ("kind", pa.string()),
+        ("patient", pa.string()),
+        ("site", pa.string()),
+        ("device", pa.string()),
+        ("licence", pa.string()),
+        ("split", pa.string()),
+        ("distribution", pa.string()),
+        ("labels", pa.map_(pa.string(), pa.string())),
+        (
+            "events",
+            pa.list_(pa.struct([("start", pa.float64()), ("end", pa.float64()), ("label", pa.string())])),
+        ),
+    ]
+)
+
+
+def part_path(number: int) -> str:
+    """Where the rows of ingest ``number`` (from 0) lie below the corpus URI."""
+    return f"{FOLDER}/part-{number:05d}.parquet"
+
+
+def write_part(storage: Storage, corpus_uri: str, path: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the recordings of one ingest."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), sink, compression="zstd")
+    storage.write_bytes(f"{corpus_uri}/{path}", sink.getvalue().to_pybytes())
+
+
+def read_catalog(storage: Storage, corpus_uri: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """Every recording of a corpus as a row of :data:`SCHEMA`; ``labels`` is a dict. One file read twice comes twice."""
+    for path in manifest.catalog:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(f"{corpus_uri.rstrip('/')}/{path}")))
+        yield from table.to_pylist(maps_as_pydicts="strict")
