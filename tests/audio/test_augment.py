@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stetholm.audio.augment import Recipe, augment
+from stetholm.audio.augment import augment
+from stetholm.settings import Augmentation
 
-RECIPES: tuple[Recipe, ...] = ("label-keeping", "published")
+RECIPES: tuple[Augmentation, ...] = ("label-keeping", "published")
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 5_000), st.integers(0, 10_000), st.sampled_from(RECIPES))
-def test_shape_type_and_finiteness(count: int, seed: int, recipe: Recipe) -> None:
+def test_shape_type_and_finiteness(count: int, seed: int, recipe: Augmentation) -> None:
     waveform = np.random.default_rng(seed).standard_normal(count).astype(np.float32)
     before = waveform.copy()
     out = augment(waveform, np.random.default_rng(seed), recipe)
@@ -24,7 +25,7 @@ def test_shape_type_and_finiteness(count: int, seed: int, recipe: Recipe) -> Non
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_silence_stays_silence(recipe: Recipe) -> None:
+def test_silence_stays_silence(recipe: Augmentation) -> None:
     assert not augment(np.zeros(1_000, np.float32), np.random.default_rng(0), recipe).any()
 
 

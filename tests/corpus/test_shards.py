@@ -48,10 +48,11 @@ def test_rows_come_back_in_order(storage: Storage) -> None:
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
         assert sizes == shard.row_groups and sum(sizes) == shard.rows
         back += file.read().to_pylist()
-    missing = dict.fromkeys(("seconds", "site", "device", "model"))
+    missing = dict.fromkeys(("site", "device", "model"))
     derived = [[derive(decode(sound)) for sound in row["audio"]] for row in train]
     for row, sounds in zip(back, derived, strict=True):
         assert list(zip(row.pop("audio_16khz"), row.pop("log_mel"), strict=True)) == sounds
+        assert row.pop("seconds") == pytest.approx([0.2] * len(sounds))
     assert back == [{**missing, **row, "split": "train"} for row in train]
 
 
@@ -65,7 +66,7 @@ def test_arrow_tables(storage: Storage) -> None:
     uri = storage.join("test-shards-tables")
     table = pa.Table.from_pylist([{**row, "split": "train"} for row in rows(5)], schema=SCHEMA)
     manifest = write_corpus(storage, uri, {"train": [table, table.slice(0, 0)]}, inputs={})
-    kept = [name for name in SCHEMA.names if name not in ("audio_16khz", "log_mel")]  # derived where missing
+    kept = [name for name in SCHEMA.names if name not in ("seconds", "audio_16khz", "log_mel")]  # derived where missing
     back = read(storage, f"{uri}/{manifest.splits['train'].shards[0].path}")
     assert back.select(kept).equals(table.select(kept))
     assert write_corpus(storage, uri, {"train": [back]}, inputs={}).splits == manifest.splits

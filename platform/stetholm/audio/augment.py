@@ -9,19 +9,18 @@ and polarity; they are for encoders that are not.)
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
 from stetholm.audio.features import SAMPLE_RATE
+from stetholm.settings import Augmentation
 
 Waveform = NDArray[np.float32]
-Recipe = Literal["label-keeping", "published"]
 
 
-def augment(waveform: Waveform, rng: np.random.Generator, recipe: Recipe = "label-keeping") -> Waveform:
+
+def augment(waveform: Waveform, rng: np.random.Generator, recipe: Augmentation = "label-keeping") -> Waveform:
     """An augmented copy of ``waveform`` ``(n,)`` at 16 kHz: float32, same length.
 
     Args:
@@ -29,10 +28,10 @@ def augment(waveform: Waveform, rng: np.random.Generator, recipe: Recipe = "labe
         rng: all randomness.
         recipe: ``label-keeping``: a circular shift in time; in half of the clips the spectrum tilted by up to
             1.5 dB an octave, as devices differ; in half of them white noise 20 to 40 dB below the signal; a gain
-            of up to 6 dB either way; either polarity. ``published``: see the module.
+            of up to 6 dB either way; either polarity. ``published``: see the module. ``none``: nothing.
     """
     waveform = np.array(waveform, dtype=np.float32)
-    if not waveform.any():
+    if recipe == "none" or not waveform.any():
         return waveform
     return _keep_label(waveform, rng) if recipe == "label-keeping" else _published(waveform, rng)
 

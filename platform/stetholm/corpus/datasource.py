@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from pyarrow.fs import FileSystem
 from ray.data import DataContext, Dataset, ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from stetholm.corpus.derived import CLIP_SECONDS
 from stetholm.corpus.manifest import ShardInfo, SplitInfo
 from stetholm.corpus.plan import Piece
 from stetholm.storage import Storage
 
 MAX_READ_TASKS = 2_000
 """Ray Data stores every read task before the first one starts, at about half a millisecond each."""
+ROWS_PER_TASK = 256
+"""At least, where there are so many: half a second of work, beside which a task's own 20 ms are little."""
 ROWS_PER_BLOCK = 64
-"""Rows that are decoded and handed on together: small, so that the first batch comes soon and little is in flight."""
+"""Rows that are decoded together: few, so that little is in flight."""
 ROW_BYTES = 64 * 218 * 4
 """One log-mel spectrogram in float32, the bulk of a row."""
 
 D = TypeVar("D", bound=Dataset)
+T = TypeVar("T")
 
 
 def quiet(dataset: D, *, preserve_order: bool = False, limits: ExecutionResources | None = None) -> D:
@@ -64,33 +70,72 @@ def row_groups(split: SplitInfo) -> tuple[list[GroupRef], list[int]]:
 
 
 @dataclass(frozen=True)
+class SoundColumns:
+    """Which columns of recordings a stream reads.
+
+    Attributes:
+        always: these.
+        by_length: and the log-mel where no recording is longer than a clip, the training copy where one is.
+    """
+
+    always: tuple[str, ...] = ()
+    by_length: bool = False
+
+    @staticmethod
+    def needed(seconds: pa.ChunkedArray) -> list[str]:
+        """Columns for recordings of these lengths (a list a row)."""
+        longer = [any(each > CLIP_SECONDS for each in row) for row in seconds.to_pylist()]
+        return [name for name, wanted in (("audio_16khz", any(longer)), ("log_mel", not all(longer))) if wanted]
+
+
+@dataclass(frozen=True)
 class ShardReader:
     """Reads rows of row groups from storage. Picklable and small: every read task carries it."""
 
     storage: Storage
     corpus_uri: str
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    sounds: SoundColumns = SoundColumns()
 
     def read(self, group: GroupRef, piece: Piece) -> Iterator[pa.Table]:
         """The rows of ``piece`` in its order, with a column ``epoch``, in tables of at most ``ROWS_PER_BLOCK``."""
-        file = self._file(group.path, group.sha256)
-        whole = file.read_row_group(group.row_group, columns=list(self.columns), use_threads=False)
+        whole = self._group(group, [*self.columns, *self.sounds.always])
+        if self.sounds.by_length:
+            wanted = self.sounds.needed(whole["seconds"].take(piece.rows))
+            sounds = self._group(group, wanted)
+            for name in wanted:
+                whole = whole.append_column(name, sounds[name])
         for start in range(0, len(piece.rows), ROWS_PER_BLOCK):
             table = whole.take(pa.array(piece.rows[start : start + ROWS_PER_BLOCK]))
             yield table.append_column("epoch", pa.array([piece.epoch] * len(table), pa.int32()))
 
+    def _group(self, group: GroupRef, columns: list[str]) -> pa.Table:
+        return self._file(
+            group.path,
+            group.sha256,
+            lambda file: file.read_row_group(group.row_group, columns=columns, use_threads=False),
+        )
+
     def index(self, shard: ShardInfo) -> list[tuple[str, str]]:
         """Id and task of all rows of a shard, in storage order."""
-        table = self._file(shard.path, shard.sha256).read(columns=["sample_id", "task"], use_threads=False)
+        table = self._file(
+            shard.path, shard.sha256, lambda file: file.read(columns=["sample_id", "task"], use_threads=False)
+        )
         return list(zip(table["sample_id"].to_pylist(), table["task"].to_pylist(), strict=True))
 
     def column_names(self, shard: ShardInfo) -> list[str]:
         """Columns of a shard."""
-        return list(self._file(shard.path, shard.sha256).schema_arrow.names)
+        return self._file(shard.path, shard.sha256, lambda file: list(file.schema_arrow.names))
 
-    def _file(self, path: str, sha256: str) -> pq.ParquetFile:
+    def _file(self, path: str, sha256: str, read: Callable[[pq.ParquetFile], T]) -> T:
+        """What ``read`` gives of a shard; after a fault that may pass, the file is opened and read anew."""
         where = f"{self.corpus_uri}/{path}"
-        source = self.storage.arrow_reader().open_input_file(self.storage.key(where))
+        # Again by s3fs, which repeats each request by itself: where every third one fails, no whole read gets through.
+        ways = chain([self.storage.arrow_reader], repeat(self.storage.arrow_writer))
+        return self.storage.patiently(lambda: read(self._open(next(ways)(), where, sha256)), f"reading {where}")
+
+    def _open(self, filesystem: FileSystem, where: str, sha256: str) -> pq.ParquetFile:
+        source = filesystem.open_input_file(self.storage.key(where))
         file = pq.ParquetFile(source, metadata=_FOOTERS.get((where, sha256)), pre_buffer=True)
         if len(_FOOTERS) >= _MAX_FOOTERS:
             _FOOTERS.clear()
@@ -127,7 +172,9 @@ class PlanDatasource(Datasource):
 
     @property
     def _pieces_per_task(self) -> int:
-        return max(1, math.ceil(len(self._pieces) / MAX_READ_TASKS))
+        rows = sum(len(piece.rows) for piece in self._pieces)
+        enough = round(ROWS_PER_TASK * len(self._pieces) / max(rows, 1))
+        return max(1, enough, math.ceil(len(self._pieces) / MAX_READ_TASKS))
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None

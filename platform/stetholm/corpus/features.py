@@ -1,9 +1,9 @@
-"""The stream's work on each block of rows: decode, resample, crop, augment, log-mel, then the caller's ``prepare``."""
+"""The stream's work on each block of rows: decode a clip, augment, log-mel, then the caller's ``prepare``."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from ray import cloudpickle
 
 from stetholm.audio.augment import augment
-from stetholm.audio.decode import decode
-from stetholm.audio.features import CLIP_SAMPLES, N_FRAMES, N_MELS, SAMPLE_RATE, crop, log_mel
-from stetholm.audio.resample import resample
-from stetholm.settings import AudioSettings
+from stetholm.audio.features import N_FRAMES, N_MELS, log_mel
+from stetholm.corpus.derived import CLIP_SECONDS, read_clip, unpack_log_mel
+from stetholm.settings import Augmentation
 
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -52,71 +51,77 @@ _FUNCTIONS: dict[bytes, Prepare] = {}
 
 @dataclass(frozen=True)
 class Featurise:
-    """The Ray Data task after the read: rows with FLAC in, rows with features out.
+    """The Ray Data task after the read: rows with recordings in, rows with features out.
 
     Attributes:
         seed: of the crops and the augmentation.
         training: crop at random; else from the start.
-        augment: change the waveform in ways that keep its label (training only).
-        keep_audio: columns among ``audio`` and ``sampling_rate`` that stay in the row.
+        augmentation: how waveforms change (training only).
+        drop: columns that are not handed on.
         prepare: adds columns to each row.
-        limits: bounds on every sound that is decoded.
     """
 
     seed: int
     training: bool
-    augment: bool
-    keep_audio: frozenset[str]
+    augmentation: Augmentation
+    drop: tuple[str, ...]
     prepare: Cached | None
-    limits: AudioSettings
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Featurise a block."""
-        features = self._features(table)
-        bare = table.drop_columns(sorted({"audio", "sampling_rate"} - self.keep_audio))
+        features = [np.stack(list(self._spectrograms(row))) for row in _sounds(table)]
+        bare = table.drop_columns([name for name in self.drop if name in table.column_names])
         bare = bare.append_column("recordings", pa.array([len(sounds) for sounds in features], pa.int32()))
         if self.prepare is not None:
             bare = _with_prepared(bare, [self.prepare(row) for row in bare.to_pylist()])
-        flat = [np.concatenate(sounds).tobytes() for sounds in features]
-        return bare.append_column("features", pa.array(flat, pa.binary()))
+        return bare.append_column("features", _binary(features))
 
-    def _features(self, table: pa.Table) -> list[list[NDArray[np.float32]]]:
-        """Spectrograms of each recording of each row."""
-        sounds = _Sounds(self)
-        result = []
-        columns = (table[name] for name in ("sample_id", "epoch", "recording_ids", "audio"))
-        for sample, epoch, ids, audio in zip(*columns, strict=True):
-            rng = sample_rng(self.seed, epoch.as_py(), sample.as_py()) if self.training else None
-            pairs = zip(ids.as_py(), audio, strict=True)
-            result.append([sounds.spectrogram(recording, flac.as_buffer(), rng) for recording, flac in pairs])
-        return result
-
-
-class _Sounds:
-    """The recordings of one block, each decoded once: several of its pairs may be about one."""
-
-    def __init__(self, settings: Featurise) -> None:
-        self._settings = settings
-        self._waveforms: dict[str, NDArray[np.float32]] = {}
-        self._from_start: dict[str, NDArray[np.float32]] = {}
-
-    def spectrogram(self, recording: str, flac: pa.Buffer, rng: np.random.Generator | None) -> NDArray[np.float32]:
-        """The spectrogram of a recording: of a random, augmented crop with ``rng``, else of its start."""
-        if recording not in self._waveforms:
-            self._waveforms[recording] = _waveform(flac, self._settings.limits)
-        waveform = self._waveforms[recording]
-        if rng is not None and self._settings.augment:
-            return log_mel(augment(crop(waveform, rng), rng))
-        if rng is not None and len(waveform) > CLIP_SAMPLES:
-            return log_mel(crop(waveform, rng))
-        if recording not in self._from_start:
-            self._from_start[recording] = log_mel(waveform)
-        return self._from_start[recording]
+    def _spectrograms(self, row: _Row) -> Iterator[NDArray[np.float32]]:
+        """One of each recording of a row: the kept one where it is what would be computed."""
+        rng = sample_rng(self.seed, row.epoch, row.sample_id) if self.training else None
+        augmented = rng is not None and self.augmentation != "none"
+        for seconds, copy, packed in zip(row.seconds, row.copies, row.log_mels, strict=True):
+            if packed is not None and not augmented and (rng is None or seconds <= CLIP_SECONDS):
+                yield unpack_log_mel(packed)
+                continue
+            clip = read_clip(copy, rng)
+            yield log_mel(augment(clip, rng, self.augmentation) if rng is not None and augmented else clip)
 
 
-def _waveform(flac: pa.Buffer, limits: AudioSettings) -> NDArray[np.float32]:
-    sound = decode(flac.to_pybytes(), limits)
-    return resample(sound.samples, sound.rate, SAMPLE_RATE)
+@dataclass(frozen=True)
+class _Row:
+    """What of a row makes its features; a column that was not read is all None."""
+
+    sample_id: str
+    epoch: int
+    seconds: list[float]
+    copies: list[Any]
+    log_mels: list[Any]
+
+
+def _sounds(table: pa.Table) -> Iterator[_Row]:
+    facts = table.select(["sample_id", "epoch", "seconds"]).to_pylist()
+    columns = [_buffers(table, name) for name in ("audio_16khz", "log_mel")]
+    for row, *sounds in zip(facts, *columns, strict=True):
+        seconds = row["seconds"]
+        copies, log_mels = (found if found is not None else [None] * len(seconds) for found in sounds)
+        yield _Row(row["sample_id"], row["epoch"], seconds, copies, log_mels)
+
+
+def _buffers(table: pa.Table, name: str) -> list[list[pa.Buffer] | None]:
+    """The recordings of each row without a copy."""
+    if name not in table.column_names:
+        return [None] * len(table)
+    return [[sound.as_buffer() for sound in row.values] for row in table[name]]
+
+
+def _binary(features: Sequence[NDArray[np.float32]]) -> pa.Array:
+    """Arrays as a binary column, copied once."""
+    ends = np.cumsum([0, *(array.nbytes for array in features)])
+    data = np.concatenate([array.ravel() for array in features])
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(features), [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(data)]
+    )
 
 
 def _with_prepared(table: pa.Table, prepared: Sequence[Mapping[str, Any]]) -> pa.Table:

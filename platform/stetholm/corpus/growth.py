@@ -106,7 +106,7 @@ def _joined(old: SplitInfo | None, new: SplitInfo | None) -> SplitInfo:
 
 
 def _sample_ids(storage: Storage, corpus_uri: str, manifest: Manifest) -> frozenset[str]:
-    reader = ShardReader(storage, corpus_uri, ("sample_id",))
+    reader = ShardReader(storage, corpus_uri)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     with ThreadPoolExecutor(_THREADS) as pool:
         return frozenset(sample for rows in pool.map(reader.index, shards) for sample, _ in rows)

@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         pa.field("audio_16khz", pa.list_(pa.binary()), nullable=False),  # the training copy: stetholm.corpus.derived
         pa.field("log_mel", pa.list_(pa.binary()), nullable=False),  # of the first 7 s, 16-bit fixed point
         pa.field("sampling_rate", pa.list_(pa.int32()), nullable=False),  # Hz
-        pa.field("seconds", pa.list_(pa.float32())),
+        pa.field("seconds", pa.list_(pa.float32()), nullable=False),
         pa.field("instruction", pa.string(), nullable=False),
         pa.field("response", pa.string(), nullable=False),
         pa.field("task", pa.string(), nullable=False),
@@ -101,7 +101,9 @@ class ShardWriter:
 
     def write(self, row: Row) -> None:
         """Add a row: a mapping with every column; those that may be null or can be derived may be left out."""
-        whole = row if row.get("log_mel") else {**row, **_derived(row["audio"])}
+        missing = [column for column in ("seconds", *SOUNDS) if not row.get(column)]
+        derived = _derived(row["audio"]) if missing else {}
+        whole = {**row, **{column: derived[column] for column in missing}}
         self._pending.append(whole)
         self.bytes += sum(len(sound) for column in SOUNDS for sound in whole[column])
         if len(self._pending) == self._row_group_rows:
@@ -136,9 +138,14 @@ class ShardWriter:
         self._pending = []
 
 
-def _derived(audio: Iterable[bytes]) -> dict[str, list[bytes]]:
-    copies, spectrograms = zip(*(derive(decode(sound)) for sound in audio), strict=True)
-    return {"audio_16khz": list(copies), "log_mel": list(spectrograms)}
+def _derived(audio: Iterable[bytes]) -> dict[str, list[Any]]:
+    sounds = [decode(sound) for sound in audio]
+    copies, spectrograms = zip(*(derive(sound) for sound in sounds), strict=True)
+    return {
+        "seconds": [sound.seconds for sound in sounds],
+        "audio_16khz": list(copies),
+        "log_mel": list(spectrograms),
+    }
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:

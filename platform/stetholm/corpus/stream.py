@@ -19,12 +19,12 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset, ExecutionResources, TaskPoolStrategy
 
-from stetholm.corpus.datasource import PlanDatasource, ShardReader, data_cpus, quiet, row_groups
+from stetholm.corpus.datasource import PlanDatasource, ShardReader, SoundColumns, data_cpus, quiet, row_groups
 from stetholm.corpus.features import Cached, Featurise, read_features
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.manifest import CorpusError, Manifest
 from stetholm.corpus.plan import Plan
-from stetholm.settings import AudioSettings
+from stetholm.settings import Augmentation
 from stetholm.storage import Storage
 
 __all__ = ["COLUMNS", "CorpusStream", "read_features"]
@@ -54,8 +54,7 @@ class CorpusStream:
         ledger: what has been consumed already and is left out; the same (merged) one on every rank.
         extra_columns: further columns to read, e.g. ``audio``, ``sampling_rate`` or those of preference pairs.
         prepare: called with each row (without its features) inside the Ray tasks; what it returns is added to it.
-        audio_limits: bounds on every sound that is decoded.
-        augment: change waveforms in ways that keep their label (with ``training`` only).
+        augmentation: how waveforms change (with ``training`` only); see :mod:`stetholm.audio.augment`.
         tasks: only rows of these tasks; None: all.
 
     Raises:
@@ -76,23 +75,23 @@ class CorpusStream:
         ledger: Ledger | None = None,
         extra_columns: Sequence[str] = (),
         prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-        audio_limits: AudioSettings = AudioSettings(),  # noqa: B008 (immutable)
-        augment: bool = False,
+        augmentation: Augmentation = "none",
         tasks: Collection[str] | None = None,
     ) -> None:
         self.manifest = Manifest.load(storage, corpus_uri)
         self._split = self.manifest.split(split)
         self._rank, self._world_size = rank, world_size
         extra = tuple(extra_columns)
-        columns = dict.fromkeys((*COLUMNS, "audio", "sampling_rate", *extra))
-        self._reader = ShardReader(storage, corpus_uri.rstrip("/"), tuple(columns))
+        columns = dict.fromkeys((*COLUMNS, "seconds", *extra))
+        self._reader = ShardReader(
+            storage, corpus_uri.rstrip("/"), tuple(columns), sound_columns(training, augmentation)
+        )
         self._featurise = Featurise(
             seed=seed,
             training=training,
-            augment=augment,
-            keep_audio=frozenset(extra) & {"audio", "sampling_rate"},
+            augmentation=augmentation,
+            drop=tuple({"audio_16khz", "log_mel", "seconds"} - set(extra)),
             prepare=Cached(prepare) if prepare is not None else None,
-            limits=audio_limits,
         )
         self._require(columns)
         self._groups, sizes = row_groups(self._split)
@@ -131,11 +130,13 @@ class CorpusStream:
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows, in the plan's order. ``features`` is float32 bytes: :func:`read_features`."""
+        """The rows, in the plan's order. ``features`` holds float32 in a buffer: :func:`read_features`."""
         if not self.rows_of(self._rank):
             return
         for block in self.dataset().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            yield from cast(pa.Table, block).to_pylist()
+            table = cast(pa.Table, block)
+            for row, features in zip(table.drop_columns(["features"]).to_pylist(), table["features"], strict=True):
+                yield row | {"features": features.as_buffer()}
 
     def _require(self, columns: Iterable[str]) -> None:
         there = self._reader.column_names(self._split.shards[0])
@@ -168,6 +169,13 @@ class CorpusStream:
                 ends = np.cumsum(shard.row_groups).tolist()
                 groups += [rows[end - count : end] for end, count in zip(ends, shard.row_groups, strict=True)]
         return groups
+
+
+def sound_columns(training: bool, augmentation: Augmentation) -> SoundColumns:
+    """The columns of recordings that a stream needs."""
+    if not training:
+        return SoundColumns(("log_mel",))
+    return SoundColumns(by_length=True) if augmentation == "none" else SoundColumns(("audio_16khz",))
 
 
 def _positions(groups: Sequence[Sequence[str]], seen: frozenset[str]) -> dict[int, np.ndarray]:

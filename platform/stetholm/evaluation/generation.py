@@ -32,7 +32,6 @@ from stetholm.evaluation.examples import Example
 from stetholm.progress import Progress
 from stetholm.serving.engine import Request, Sampling
 from stetholm.serving.load import load_engine
-from stetholm.settings import AudioSettings
 from stetholm.storage import Storage
 
 FLUSH_SECONDS = 20.0
@@ -131,7 +130,6 @@ def feature_refs(
     split: str,
     examples: Sequence[Example],
     all_ids: Iterable[str],
-    limits: AudioSettings,
     progress: Progress | None = None,
 ) -> Features:
     """The log-mel of every recording of ``examples``, each computed once, streamed into Ray's object store.
@@ -142,13 +140,12 @@ def feature_refs(
         split: of the examples.
         examples: those whose recordings are wanted.
         all_ids: sample ids of the whole split.
-        limits: bounds on decoding.
         progress: told how many recordings are done.
     """
     carriers, wanted = _carriers(examples)
     ledger = Ledger()
     ledger.add(0, set(all_ids) - carriers)
-    stream = CorpusStream(storage, corpus_uri, split=split, seed=0, training=False, ledger=ledger, audio_limits=limits)
+    stream = CorpusStream(storage, corpus_uri, split=split, seed=0, training=False, ledger=ledger)
     refs: dict[str, ray.ObjectRef] = {}
     for row in stream.rows():
         for name, spectrogram in zip(row["recording_ids"], read_features(row), strict=True):

@@ -98,8 +98,7 @@ class GenerationJob:
         recordings = len({name for example in examples for name in example.recording_ids})
         with Progress(f"{self.name}: features", recordings, "recordings") as progress:
             ids = [example.sample_id for example in everything]
-            audio = self.settings.audio
-            features = feature_refs(self.storage, self.corpus, self.split, examples, ids, audio, progress)
+            features = feature_refs(self.storage, self.corpus, self.split, examples, ids, progress)
         pool = Pool(self.checkpoint, self.storage, self.settings.train.use_gpu, max_batch)
         distinct = len({question.key for question in questions})
         with Progress(f"{self.name}: answers", distinct, what) as progress:

@@ -27,6 +27,9 @@ Task = Literal[
 
 StageName = Literal["align", "sft", "dpo"]
 
+Augmentation = Literal["none", "label-keeping", "published"]
+"""What training does to waveforms; see :mod:`stetholm.audio.augment`."""
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are immutable."""
@@ -120,6 +123,8 @@ class TrainSettings(Section):
     """Samples a worker and step."""
     tokens_per_batch: int | None = Field(None, ge=64)
     """Padded tokens a worker and step; wins over batch_size."""
+    augmentation: Augmentation = "label-keeping"
+    """Of waveforms. Without it, recordings of up to 7 s are not even decoded: ingest has kept their log-mel."""
     max_tokens: int = Field(256, ge=16)
     """Longest prompt plus response, in tokens; a longer sample is an error that names it."""
     checkpoint_every: int = Field(100, ge=1)
@@ -157,6 +162,7 @@ class DpoSettings(TrainSettings):
 
     learning_rate: float = Field(3e-6, gt=0)
     batch_size: int = Field(2, ge=1)
+    augmentation: Augmentation = "none"
     beta: float = Field(0.5, gt=0)
     lambda_conditional: float = Field(0.5, ge=0)
     lambda_anchor: float = Field(1.5, ge=0)

@@ -115,8 +115,7 @@ def _stream(job: StageJob, prepare: Prepare | None, progress: Progress, world: i
         ledger=Ledger.from_json(progress.ledger) if progress.ledger else None,
         extra_columns=("chosen", "rejected") if job.stage == "dpo" else (),
         prepare=prepare,
-        audio_limits=job.settings.audio,
-        augment=job.stage != "dpo",
+        augmentation=job.train.augmentation,
         tasks=_tasks(job),
     )
 

@@ -14,7 +14,20 @@ from stetholm.corpus.labelled import labelled_pairs
 from stetholm.corpus.recording import Recording
 from stetholm.corpus.schema import Entry, Reject
 from stetholm.corpus.source import Earlier, Publication, Reader, Report, Source
-from stetholm.corpus.sources import hf_lung, icbhi, kauh, respiratory_tr, sprsound
+from stetholm.corpus.sources import (
+    bmd_hs,
+    cinc2016,
+    circor,
+    coswara,
+    coughvid,
+    flusense,
+    hf_lung,
+    icbhi,
+    kauh,
+    respiratory_tr,
+    sprsound,
+    zchsound,
+)
 from stetholm.corpus.splits import assign_splits
 from stetholm.errors import UserError
 from stetholm.settings import Settings
@@ -36,6 +49,27 @@ PUBLICATIONS: dict[str, Publication] = {
     "respiratory_tr": Publication(
         "RespiratoryDatabase@TR", "https://data.mendeley.com/datasets/p9z4h98s6j/1", respiratory_tr.read
     ),
+    "circor": Publication(
+        "The CirCor DigiScope Phonocardiogram Dataset 1.0.3",
+        "https://physionet.org/content/circor-heart-sound/1.0.3/",
+        circor.read,
+    ),
+    "cinc2016": Publication(
+        "PhysioNet/CinC Challenge 2016: Classification of Heart Sound Recordings",
+        "https://physionet.org/content/challenge-2016/1.0.0/",
+        cinc2016.read,
+    ),
+    "zchsound": Publication(
+        "ZCHSound: ZJU Paediatric Heart Sound Database with Congenital Heart Disease",
+        "http://zchsound.ncrcch.org.cn",
+        zchsound.read,
+    ),
+    "bmd_hs": Publication(
+        "BUET Multi-disease Heart Sound Dataset (BMD-HS)", "https://github.com/sani002/BMD-HS-Dataset", bmd_hs.read
+    ),
+    "coughvid": Publication("COUGHVID crowdsourcing dataset", "https://doi.org/10.5281/zenodo.4048312", coughvid.read),
+    "coswara": Publication("Coswara", "https://github.com/iiscleap/Coswara-Data", coswara.read),
+    "flusense": Publication("FluSense", "https://github.com/Forsad/FluSense-data", flusense.read),
 }
 """By their names in ``corpus.source``."""
 

@@ -1,0 +1,93 @@
+"""Heart, cough and breath readers on label files that are anything but labels."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stetholm.corpus.folder import AudioFolder
+from stetholm.corpus.recording import Recording
+from stetholm.corpus.schema import Reject
+from stetholm.corpus.sources import bmd_hs, cinc2016, circor, coswara, coughvid, flusense, zchsound
+from stetholm.errors import UserError
+
+UUID = "00039425-7f3a-42aa-ac13-834aaa2b6b92"
+CIRCOR = "Patient ID,Murmur,Murmur locations,Systolic murmur timing,Age,Outcome,Additional ID\n"
+CIRCOR_ROW = "1,Present,AV,Holosystolic,Child,Normal,2\n"
+COUGHVID = "uuid,cough_detected,status,age,gender,quality_1,cough_type_1,wheezing_1,diagnosis_1,severity_1\n"
+WORDS = ["", "nan", "inf", "-1", "0", "1", "0.5", "1e999", "N/A", "Present", "AV", "Normal", "healthy", "\x00", '"']
+Read = Callable[[AudioFolder], Iterator[Recording | Reject]]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files in memory."""
+
+    texts: dict[str, str]
+    local: bool = True
+
+    def files(self) -> dict[str, int]:
+        return {name: len(text) for name, text in self.texts.items()}
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        return self.texts[name].encode("utf-8", "surrogatepass")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A reader, the label file to fill, how its rows begin, and what else lies there."""
+
+    read: Read
+    table: str
+    header: str
+    delimiter: str
+    key: str
+    rest: dict[str, str]
+
+
+CASES = [
+    Case(circor.read, "training_data.csv", CIRCOR, ",", "1", {"1_AV.wav": "", "1_AV.tsv": "0 1 1\n"}),
+    Case(circor.read, "1_AV.tsv", "", "\t", "0.1", {"1_AV.wav": "", "training_data.csv": CIRCOR + CIRCOR_ROW}),
+    Case(cinc2016.read, "REFERENCE.csv", "", ",", "a0001", {"a0001.wav": ""}),
+    Case(cinc2016.read, "REFERENCE-SQI.csv", "", ",", "a0001", {"a0001.wav": "", "REFERENCE.csv": "a0001,1\n"}),
+    Case(zchsound.read, "Clean Heartsound Data Details.csv", "fileName;gender;age(days);diagnosis\n", ";",
+         "ZCH0001.wav", {"ZCH0001.wav": ""}),
+    Case(bmd_hs.read, "train.csv", "patient_id,AS,AR,MR,MS,N,recording_1\n", ",", "patient_016",
+         {"AR_016_sit_Aor.wav": ""}),
+    Case(bmd_hs.read, "additional_metadata.csv", "patient_id,Age,Gender,Smoker,Lives\n", ",", "patient_016",
+         {"AR_016_sit_Aor.wav": "",
+          "train.csv": "patient_id,AS,AR,MR,MS,N,recording_1\npatient_016,0,1,0,0,0,AR_016_sit_Aor\n"}),
+    Case(coughvid.read, "metadata_compiled.csv", COUGHVID, ",", UUID, {f"{UUID}.ogg": ""}),
+    Case(coswara.read, "combined_data.csv", "id,covid_status,a,g\n", ",", "anna", {"anna/cough-heavy.wav": ""}),
+]  # fmt: skip
+VALUES = st.sampled_from(WORDS) | st.text(max_size=12)
+
+
+def check(read: Read, texts: dict[str, str]) -> None:
+    """Whatever the texts say, only recordings and rejects come, or the user is told."""
+    try:
+        found = list(read(Folder(texts)))
+    except UserError:
+        return
+    for each in found:
+        assert isinstance(each, Recording | Reject)
+        if isinstance(each, Recording):
+            assert each.patient and all(isinstance(value, str) and value for value in each.labels.values())
+            assert all(0 <= event.start <= event.end < float("inf") for event in each.events)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.table)
+@given(text=st.text(), rows=st.lists(st.lists(VALUES, max_size=10), max_size=4))
+def test_any_text_and_any_rows(case: Case, text: str, rows: list[list[str]]) -> None:
+    check(case.read, {**case.rest, case.table: text})
+    lines = (case.delimiter.join([case.key, *row]) for row in rows)
+    check(case.read, {**case.rest, case.table: case.header + "\n".join(lines)})
+
+
+@given(text=st.text(), intervals=st.lists(st.tuples(VALUES, VALUES, VALUES | st.just("cough")), max_size=4))
+def test_any_textgrid(text: str, intervals: list[tuple[str, str, str]]) -> None:
+    grid = "".join(f'intervals [1]:\n xmin = {a} \n xmax = {b} \n text = "{c}" \n' for a, b, c in intervals)
+    for annotation in (text, grid):
+        check(flusense.read, {"aaaaaaaaaaa.wav": "", "aaaaaaaaaaa.TextGrid": annotation})
