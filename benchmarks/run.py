@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 GROUPS = ("data", "train", "generate", "serve")
 BENCHES = {
-    "data/bare": "benchmarks.data:bare",
+    "data/bare": "benchmarks.data.bare:bare",
+    "data/published": "benchmarks.data.published:published",
+    "data/wait": "benchmarks.data.wait:wait",
+    "data/resume": "benchmarks.data.resume:resume",
+    "data/memory": "benchmarks.data.memory:memory_bound",
     "generate/evaluate": "benchmarks.generate:evaluate",
     "generate/prefer": "benchmarks.generate:prefer",
 }

@@ -40,3 +40,26 @@ print("fine")
     ran = subprocess.run([sys.executable, "-c", code], env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert ran.stdout.strip().endswith("fine"), ran.stderr
     assert ray.is_initialized() and ray.get(ray.remote(num_cpus=0)(lambda: 1).remote()) == 1
+
+
+def test_a_stream_left_half_read_does_not_keep_the_process(ray_cluster, storage, tmp_path):
+    """An exception in mid-stream keeps the generator in its traceback until the interpreter ends."""
+    from stetholm.corpus.shards import write_corpus
+    from tests.corpus.sounds import rows
+
+    uri = storage.join("test-half-read")
+    write_corpus(storage, uri, {"train": rows(300)}, inputs={}, row_group_rows=16)
+    code = """
+import sys
+from stetholm.corpus.stream import CorpusStream
+from stetholm.ray_session import ray_session
+from stetholm.settings import StorageSettings
+from stetholm.storage import open_storage
+with ray_session():
+    stream = CorpusStream(open_storage(StorageSettings()), sys.argv[1], split="train", seed=0, epochs=50).rows()
+    next(stream)
+    raise RuntimeError("in the middle")
+"""
+    command = [sys.executable, "-c", code, uri]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert ran.returncode == 1 and "in the middle" in ran.stderr

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 MIN_LOCAL_CPUS = 4
 """Fewest logical CPUs of a local session. Ray's CPUs are places for tasks, not cores: two training workers hold one
@@ -40,7 +45,27 @@ def ray_session(num_cpus: float | None = None) -> Iterator[None]:
         yield
     finally:
         if began:
+            _close_streams()
             ray.shutdown()
+
+
+_streams: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
+
+
+def closed_with_session(stream: Generator[T]) -> Generator[T]:
+    """``stream``, which reads from Ray Data, to be closed before the session ends.
+
+    Whoever reads may leave it half read, with an exception for one. Ray Data's executor then shuts down when the
+    interpreter does, and hangs for ever on a lock that one of its threads held when it was stopped.
+    """
+    _streams.add(stream)
+    return stream
+
+
+def _close_streams() -> None:
+    for stream in list(_streams):
+        with contextlib.suppress(ValueError):  # another thread is just reading it
+            stream.close()
 
 
 def _start_local(num_cpus: float) -> None:

@@ -10,7 +10,7 @@ from benchmarks.run import BENCHES, chosen, function
 
 def test_groups_names_and_all():
     assert chosen(["all"]) == list(BENCHES)
-    assert chosen(["data"]) == ["data/bare"]
+    assert chosen(["data"]) == [f"data/{name}" for name in ("bare", "published", "wait", "resume", "memory")]
     assert chosen(["generate/prefer", "generate"]) == ["generate/prefer", "generate/evaluate"]
 
 

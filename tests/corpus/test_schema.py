@@ -57,7 +57,7 @@ def test_other_names_of_tasks(given_task: str | None, task: str) -> None:
         (line(filename=["x.wav"] * 17), "'filename'"),
         (line(filename="/etc/passwd"), "absolute"),
         (line(filename=["a.wav", "x/../../b.wav"]), "leaves the audio folder"),
-        (line(filename="a\0.wav"), "NUL"),
+        (line(filename="a\0.wav"), "cannot be printed"),
         (line(split="dev"), "'split'"),
         (line(task="Poetry"), "'task'"),
         (line(distribution="far"), "'distribution'"),

@@ -110,7 +110,7 @@ def test_order_and_crops_are_the_same_again_and_differ_by_epoch(storage: Storage
                 rank=rank,
                 world_size=world_size,
                 augmentation=augmentation,
-            )  # fmt: skip
+            )
             for rank in range(world_size)
         ]
         return [row for stream in streams for row in stream.rows()]

@@ -76,9 +76,9 @@ def test_of_a_machine_that_fell_silent(storage: Storage, monkeypatch: pytest.Mon
     real = Storage.written
 
     def later(self: Storage, uri: str) -> dict[str, datetime]:
-        """As if our own claim were written two minutes from now."""
+        """As if our own claim were written five minutes from now."""
         ages = real(self, uri)
-        return {name: at if "lost" in name else at + timedelta(minutes=2) for name, at in ages.items()}
+        return {name: at if "lost" in name else at + timedelta(minutes=5) for name, at in ages.items()}
 
     monkeypatch.setattr(Storage, "written", later)
     with lease(storage, prefix, "work"):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.shards import write_corpus
@@ -18,27 +15,8 @@ from stetholm.runs import record
 from stetholm.settings import Settings
 from stetholm.training.stage import train_stage
 from tests.evaluation.corpus import rows
-from tests.serving.tiny import tiny_tokenizer
 
 RECORDINGS = 6
-
-
-@pytest.fixture(scope="module")
-def language_model(tmp_path_factory) -> Path:
-    """A random Llama of some thousand weights, as a folder."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=260,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-    )
-    LlamaForCausalLM(text).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,11 @@ decoding, because a header may promise anything. libsndfile (through ``soundfile
 from __future__ import annotations
 
 import io
+import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -20,11 +23,15 @@ from stetholm.settings import AudioSettings
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
 """Containers accepted, by libsndfile's names."""
 
-_BLOCK_SECONDS = 30
+_BLOCK_FRAMES = 2**18
 _DEEP_SUBTYPES = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE"})
+# Not MP3; and libmpg123 writes a line or two to stderr for each bad frame of 32 bytes.
+_OLD_SUBTYPES = frozenset({"MPEG_LAYER_I", "MPEG_LAYER_II"})
 _MAX_CHUNKS = 1_000
+_MAX_TAGS = 100
 # Writers to a pipe leave the size of the data chunk near its maximum: then the header promises nothing.
 _UNKNOWN_SIZE = 0x7FFF_0000
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class AudioError(UserError):
@@ -52,15 +59,16 @@ class Sound:
 
 
 class _Bytes(io.BytesIO):
-    """Bytes whose ``seek`` to before the start stays put, as a damaged MP3 makes libsndfile do.
+    """Bytes whose ``seek`` to before the start or beyond all offsets stays put; damaged files ask for both.
 
     The error that ``BytesIO`` raises there cannot pass through C: it would be printed and lost. libsndfile sees
     that it is not where it wanted to be, and reports that as an error of its own.
     """
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: len(self.getbuffer())}[whence]
-        return super().seek(base + offset) if base + offset >= 0 else self.tell()
+        # getvalue() is the very bytes that came in; getbuffer() would copy them.
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: len(self.getvalue())}[whence]
+        return super().seek(base + offset) if 0 <= base + offset <= sys.maxsize else self.tell()
 
 
 def decode(data: bytes, limits: AudioSettings = AudioSettings()) -> Sound:  # noqa: B008 (immutable)
@@ -75,11 +83,13 @@ def decode(data: bytes, limits: AudioSettings = AudioSettings()) -> Sound:  # no
         raise AudioError(f"audio of {len(data)} bytes is larger than audio.max_bytes = {limits.max_bytes}")
     if not data:
         raise AudioError("audio is empty (0 bytes)")
+    data = _without_tags(data)
     _refuse_truncated_wav(data)
+    _refuse_damaged_ogg(data)
     try:
         with soundfile.SoundFile(_Bytes(data)) as source:
             _check_header(source, limits)
-            samples = np.concatenate([np.zeros(0, np.float32), *_mono_blocks(source, limits)])
+            samples = _joined(_mono_blocks(source, limits))
             _check_samples(samples, source)
             return Sound(_fit_full_scale(samples), source.samplerate, 24 if source.subtype in _DEEP_SUBTYPES else 16)
     except soundfile.LibsndfileError as error:
@@ -114,6 +124,8 @@ def _reason(error: soundfile.LibsndfileError) -> str:
 def _check_header(source: soundfile.SoundFile, limits: AudioSettings) -> None:
     if source.format not in FORMATS:
         raise AudioError(f"audio format {source.format} is not supported: use WAV, FLAC, OGG or MP3")
+    if source.subtype in _OLD_SUBTYPES:
+        raise AudioError(f"audio encoding {source.subtype} is not supported: use WAV, FLAC, OGG or MP3")
     if not limits.min_rate <= source.samplerate <= limits.max_rate:
         raise AudioError(
             f"sampling rate {source.samplerate} Hz is outside audio.min_rate..max_rate = "
@@ -126,11 +138,27 @@ def _check_header(source: soundfile.SoundFile, limits: AudioSettings) -> None:
 def _mono_blocks(source: soundfile.SoundFile, limits: AudioSettings) -> Iterator[NDArray[np.float32]]:
     """Mono blocks until the source ends; stops with an error once more than ``max_seconds`` are decoded."""
     decoded, most = 0, limits.max_seconds * source.samplerate
-    while len(block := source.read(_BLOCK_SECONDS * source.samplerate, dtype="float32", always_2d=True)):
+    while len(block := source.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
         decoded += len(block)
         if decoded > most:
             raise AudioError(f"audio is longer than audio.max_seconds = {limits.max_seconds:g}")
-        yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        yield _mono(block)
+
+
+def _mono(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    if block.shape[1] == 1:
+        return block[:, 0]
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        mean: NDArray[np.float32] = block.mean(axis=1, dtype=np.float32)
+    return mean
+
+
+def _joined(blocks: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The blocks end to end, in memory once: a bytearray grows in place, where concatenating takes twice that."""
+    samples = bytearray()
+    for block in blocks:
+        samples += block.data
+    return np.frombuffer(samples, np.float32)
 
 
 def _check_samples(samples: NDArray[np.float32], source: soundfile.SoundFile) -> None:
@@ -139,28 +167,65 @@ def _check_samples(samples: NDArray[np.float32], source: soundfile.SoundFile) ->
     # A frame count of lossy formats is an estimate; of FLAC it is a promise (absurd when unknown).
     if source.format == "FLAC" and len(samples) < source.frames < 1 << 36:
         raise AudioError(f"audio is truncated: {len(samples)} of {source.frames} samples are there")
-    if not np.isfinite(samples).all():
+    if not np.isfinite([samples.min(), samples.max()]).all():  # both are NaN if any sample is
         raise AudioError("audio holds samples that are not finite (NaN or infinite)")
 
 
 def _fit_full_scale(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    peak = float(np.abs(samples).max())
-    return samples if peak <= 1.0 else (samples / np.float32(peak)).astype(np.float32)
+    peak = max(samples.max(), -samples.min())
+    if peak > 1.0:
+        samples /= peak
+    return samples
+
+
+def _without_tags(data: bytes) -> bytes:
+    """Without the ID3 tags in front: libsndfile skips them, and what follows would escape the checks of a start."""
+    position = 0
+    for _ in range(_MAX_TAGS):
+        if data[position : position + 3] != b"ID3":
+            return data[position:]
+        size = zip(data[position + 6 : position + 10], (21, 14, 7, 0), strict=False)
+        position += 10 + sum((byte & 0x7F) << shift for byte, shift in size)
+    raise AudioError(f"audio begins with more than {_MAX_TAGS} ID3 tags")
 
 
 def _refuse_truncated_wav(data: bytes) -> None:
     """Libsndfile silently shortens a WAV that ends before its data chunk does; we do not."""
-    if data[:4] not in (b"RIFF", b"RIFX") or data[8:12] != b"WAVE":
+    if data[:4] not in (b"RIFF", b"RIFX", b"RF64") or data[8:12] != b"WAVE":
         return
-    order = "little" if data[:4] == b"RIFF" else "big"
+    order: Literal["little", "big"] = "big" if data[:4] == b"RIFX" else "little"
     position = 12
     for _ in range(_MAX_CHUNKS):
         if position + 8 > len(data):
             return
-        size = int.from_bytes(data[position + 4 : position + 8], order)  # type: ignore[arg-type]
+        size = int.from_bytes(data[position + 4 : position + 8], order)
         if data[position : position + 4] == b"data":
-            there = len(data) - position - 8
-            if there < size < _UNKNOWN_SIZE:
-                raise AudioError(f"audio is truncated: {there} of {size} bytes of samples are there")
+            there, promised = len(data) - position - 8, _promised(data, size)
+            if there < promised:
+                raise AudioError(f"audio is truncated: {there} of {promised} bytes of samples are there")
             return
         position += 8 + size + size % 2
+
+
+def _promised(data: bytes, size: int) -> int:
+    """Bytes of samples that a WAV's header promises, by the ``size`` of its data chunk; 0 where it promises nothing."""
+    if data[:4] == b"RF64" and data[12:16] == b"ds64" and size == 0xFFFF_FFFF:
+        whole = int.from_bytes(data[28:36], "little")
+        return whole if whole < 1 << 62 else 0
+    return size if size < _UNKNOWN_SIZE else 0
+
+
+def _refuse_damaged_ogg(data: bytes) -> None:
+    """Where a page is damaged, libogg tries every ``OggS`` after it as a page: a second and more per MiB of them."""
+    position = 0
+    while data[:4] == b"OggS" and position < len(data):
+        segments = data[position + 27 : position + 27 + int.from_bytes(data[position + 26 : position + 27])]
+        page = data[position : position + 27 + len(segments) + sum(segments)]
+        if page[:5] != b"OggS\0" or page[22:26] != _ogg_checksum(page[:22] + bytes(4) + page[26:]):
+            raise AudioError(f"audio is truncated or damaged: at byte {position} there is no whole OGG page")
+        position += len(page)
+
+
+def _ogg_checksum(page: bytes) -> bytes:
+    """OGG's CRC-32: zlib's with the bits of each byte in the other order, from 0 and not inverted."""
+    return (zlib.crc32(page.translate(_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF).to_bytes(4).translate(_REVERSED)

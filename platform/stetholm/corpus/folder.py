@@ -53,8 +53,8 @@ class LocalFolder:
     def files(self) -> dict[str, int]:
         """See :meth:`AudioFolder.files`. A link that leads nowhere counts 0 bytes; reading it says what is wrong."""
         root = Path(self.root)
-        paths = sorted(Path(at) / name for at, _, names in os.walk(root) for name in names)
-        return {path.relative_to(root).as_posix(): path.stat().st_size if path.is_file() else 0 for path in paths}
+        paths = (Path(at) / name for at, _, names in os.walk(root) for name in names)
+        return dict(sorted((path.relative_to(root).as_posix(), _bytes(path)) for path in paths))
 
     def stamps(self, names: Collection[str]) -> dict[str, str]:
         """See :meth:`AudioFolder.stamps`: size and time of the last change."""
@@ -132,6 +132,13 @@ def open_folder(where: str, storage: Storage) -> AudioFolder:
     if not Path(where).is_dir():
         raise UserError(f"corpus.audio: {where} is not a folder")
     return LocalFolder(str(Path(where).resolve()))
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def _check(name: str) -> None:

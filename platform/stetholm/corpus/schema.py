@@ -114,15 +114,15 @@ def check_filename(name: str) -> None:
     """Refuse a path that would leave the audio folder by its spelling alone.
 
     Raises:
-        ValueError: it is absolute, has a ``..`` part, or a NUL character.
+        ValueError: it is absolute, has a ``..`` part, or a control character.
     """
     path = PurePosixPath(name)
     if path.is_absolute():
         raise ValueError(f"path {name[:200]!r} is absolute; it must lie below the audio folder")
     if ".." in path.parts:
         raise ValueError(f"path {name[:200]!r} leaves the audio folder ('..')")
-    if "\0" in name:
-        raise ValueError(f"path {name[:200]!r} holds a NUL character")
+    if not name.isprintable():
+        raise ValueError(f"path {name[:200]!r} holds a character that cannot be printed")
 
 
 def parse_line(raw: bytes, line: int) -> Pair:

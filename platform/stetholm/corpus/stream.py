@@ -10,7 +10,7 @@ rank reads what. Given the ledger of what has been consumed, the rest of the epo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from stetholm.corpus.features import Cached, Featurise, read_features
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.manifest import CorpusError, Manifest
 from stetholm.corpus.plan import Plan
+from stetholm.ray_session import closed_with_session
 from stetholm.settings import Augmentation
 from stetholm.storage import Storage
 
@@ -129,8 +130,11 @@ class CorpusStream:
             zero_copy_batch=True,
         )
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Generator[dict[str, Any]]:
         """The rows, in the plan's order. ``features`` holds float32 in a buffer: :func:`read_features`."""
+        return closed_with_session(self._rows())
+
+    def _rows(self) -> Generator[dict[str, Any]]:
         if not self.rows_of(self._rank):
             return
         for block in self.dataset().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):

@@ -33,7 +33,8 @@ T = TypeVar("T")
 class Place:
     """Where a recording lies first: row ``row`` of a shard, and there at ``position`` among the pair's recordings."""
 
-    shard: ShardInfo
+    shard: str
+    """Its path below the corpus."""
     row: int
     position: int
 
@@ -61,6 +62,11 @@ class Known:
     filename: str | None = None
     labels: Mapping[str, str] | None = None
     events: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The file's name, else the beginning of the id."""
+        return self.filename or self.recording_id[:16]
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,7 @@ def _texts(storage: Storage, corpus_uri: str, shard: ShardInfo) -> pa.Table:
 def _places(shard: ShardInfo, rows: list[dict[str, Any]]) -> Iterator[tuple[str, Place]]:
     for number, row in enumerate(rows):
         for position, name in enumerate(row["recording_ids"]):
-            yield name, Place(shard, number, position)
+            yield name, Place(shard.path, number, position)
 
 
 def _rejects(storage: Storage, corpus_uri: str) -> Counter[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from stetholm.corpus.manifest import Manifest
@@ -84,8 +84,8 @@ def _recordings_in_two_splits(survey: Survey) -> Iterator[str]:
         for known in members:
             splits.setdefault(known.recording_id, set()).add(split)
     for where, found in _torn(splits):
-        names = [survey.recordings[name].filename or name for name in found]
-        yield f"{_number(len(found), 'recording')} in {where} ({_some(names)})"
+        names = _some(survey.recordings[name].name for name in found)
+        yield f"{_number(len(found), 'recording')} in {where} ({names})"
 
 
 def _torn(splits: Mapping[Any, set[str]]) -> Iterator[tuple[str, list[Any]]]:
@@ -94,8 +94,8 @@ def _torn(splits: Mapping[Any, set[str]]) -> Iterator[tuple[str, list[Any]]]:
     for what, found in splits.items():
         if len(found) > 1:
             torn.setdefault(tuple(sorted(found, key=SPLITS.index)), []).append(what)
-    for found, which in sorted(torn.items()):
-        yield f"{'both ' if len(found) == 2 else ''}{' and '.join(found)}", sorted(which)
+    for where, which in sorted(torn.items()):
+        yield f"{'both ' if len(where) == 2 else ''}{' and '.join(where)}", sorted(which)
 
 
 def _recordings_of_two_patients(survey: Survey) -> Iterator[str]:
@@ -128,7 +128,8 @@ def _rare_classes(figures: Mapping[str, Any]) -> Iterator[str]:
         total = sum(counts[split] for counts in values.values())
         for value, counts in values.items():
             if total and counts[split] < RARE * total:
-                yield f"status {value!r} is rare in split {split}: {counts[split]} of {total} recordings"
+                how = "rare" if counts[split] else "missing"
+                yield f"status {value!r} is {how} in split {split}: {counts[split]} of {total} recordings"
 
 
 def _one_sided_datasets(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -161,15 +162,16 @@ def _unlabelled(figures: Mapping[str, Any]) -> Iterator[str]:
 def _short(survey: Survey) -> Iterator[str]:
     short = [one for one in survey.recordings.values() if one.seconds is not None and one.seconds < SHORTEST]
     if short:
-        names = _some(one.filename or one.recording_id for one in short)
+        names = _some(one.name for one in short)
         yield f"{_number(len(short), 'recording')} shorter than {SHORTEST:g} s ({names})"
 
 
 def _rejected(figures: Mapping[str, Any]) -> Iterator[str]:
     kinds = figures["rejects"]
     if kinds:
-        shown = "; ".join(f"{count} × {shorten(kind, 60)}" for kind, count in list(kinds.items())[:_EXAMPLES])
-        yield f"{_number(sum(kinds.values()), 'pair')} left out by ingest: {shown}{'; …' if len(kinds) > _EXAMPLES else ''}"
+        shown = [f"{count} × {shorten(kind, 60)}" for kind, count in list(kinds.items())[:_EXAMPLES]]
+        shown += ["…"] if len(kinds) > _EXAMPLES else []
+        yield f"{_number(sum(kinds.values()), 'pair')} left out by ingest: {'; '.join(shown)}"
 
 
 def shorten(text: str, length: int) -> str:
@@ -183,6 +185,6 @@ def _number(count: int, noun: str) -> str:
     return f"1 {noun} is" if count == 1 else f"{count:,} {noun}s are"
 
 
-def _some(names: Iterable[Hashable]) -> str:
-    listed = [shorten(str(name), 40) for name in names]
+def _some(names: Iterable[str]) -> str:
+    listed = [shorten(name, 40) for name in names]
     return ", ".join(listed[:_EXAMPLES]) + (", …" if len(listed) > _EXAMPLES else "")

@@ -14,7 +14,7 @@ from stetholm.storage.paths import StorageError, home
 from stetholm.storage.store import Storage
 
 PROBE_SECONDS = 3.0
-"""For connecting and for each answer; the probe tries twice at most."""
+"""For connecting and for each answer; the probe tries once."""
 
 
 def open_storage(settings: StorageSettings) -> Storage:
@@ -70,7 +70,7 @@ def _probe(storage: Storage) -> None:
     if storage.endpoint_url:
         _require_listener(storage.endpoint_url)
     bucket, _, prefix = storage.key(storage.uri).partition("/")
-    filesystem = storage.new_s3fs(timeout=PROBE_SECONDS, attempts=1)
+    filesystem = storage.new_s3fs(timeout=PROBE_SECONDS, patience_s=0)
     answer = _judged(
         lambda: filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1), bucket, where
     )

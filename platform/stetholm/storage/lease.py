@@ -26,8 +26,9 @@ from stetholm.storage.store import Storage
 
 BEAT_SECONDS = 15.0
 """How often a holder writes its claim anew."""
-STALE_SECONDS = 90.0
-"""A claim that was not written for so long is of a process that has died. By the server's clock alone."""
+STALE_SECONDS = 240.0
+"""A claim that was not written for so long is of a process that has died; longer than the storage's patience. By the
+server's clock alone."""
 _CHOOSING = "choosing"
 _POLL_SECONDS = 0.2
 
@@ -159,7 +160,7 @@ def lease(storage: Storage, prefix: str, what: str) -> Iterator[Lease]:
     finally:
         stop.set()
         if beat.ident is not None:
-            beat.join()
+            beat.join(BEAT_SECONDS)
         _quietly(lambda: held._remove(_CHOOSING))
         _quietly(lambda: held._remove(held._name))
 

@@ -9,14 +9,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stetholm.storage.embedded import hold_lease
 from stetholm.storage.locks import locked
 from stetholm.storage.paths import StorageError, home
+from stetholm.storage.patience import PATIENCE_SECONDS, Patience, patiently
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -24,11 +26,12 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
-ATTEMPTS = 4
-PART_BYTES = 8 * 2**20
+NATIVE_ATTEMPTS = 4
+"""Of pyarrow's filesystem, within some five seconds: see ``Storage.patiently`` for more."""
 PARTS_AT_ONCE = 4
-"""Of a multipart upload. s3fs's own 50 MiB and 10 hold half a gigabyte while a checkpoint is written; S3 takes 10,000
-parts, so a file may have 80 GB."""
+"""Of a multipart upload. s3fs's own 10 parts of 50 MiB hold half a gigabyte while a checkpoint is written."""
+
+T = TypeVar("T")
 
 _connections: dict[tuple[int, str, Storage], Any] = {}
 """Open filesystems by process id (they do not survive a fork), kind and storage."""
@@ -73,11 +76,14 @@ class Storage:
 
     @property
     def fs(self) -> s3fs.S3FileSystem:
-        """This process's s3fs. It caches no listings: other processes write to the same storage."""
+        """This process's s3fs, patient in every request. It caches no listings: others write to the same storage."""
         return self._connected("s3fs", self.new_s3fs)
 
     def arrow_reader(self) -> pyarrow.fs.S3FileSystem:
-        """The native filesystem of pyarrow: the fastest reader. Not for writing (see ``arrow_writer``)."""
+        """The native filesystem of pyarrow: the fastest reader, to be used within ``patiently``.
+
+        Not for writing (see ``arrow_writer``).
+        """
         return self._connected("arrow", self._new_arrow)
 
     def arrow_writer(self) -> pyarrow.fs.PyFileSystem:
@@ -97,11 +103,17 @@ class Storage:
             _connections[slot] = connect()
         return _connections[slot]
 
-    def new_s3fs(self, timeout: float | None = None, attempts: int = ATTEMPTS) -> s3fs.S3FileSystem:
-        """A fresh s3fs; ``timeout`` in seconds for connecting and for reading alike."""
-        import s3fs
+    def new_s3fs(self, timeout: float | None = None, patience_s: float = PATIENCE_SECONDS) -> s3fs.S3FileSystem:
+        """A fresh s3fs.
 
-        filesystem = s3fs.S3FileSystem(
+        Args:
+            timeout: seconds for connecting and for reading alike.
+            patience_s: how long each request goes on trying; 0: it is made once.
+        """
+        from stetholm.storage.s3 import PART_BYTES, PatientS3
+
+        return PatientS3(
+            patience_s=patience_s,
             key=self.access_key,
             secret=self.secret_key,
             token=self.session_token,
@@ -110,7 +122,7 @@ class Storage:
             config_kwargs={
                 "connect_timeout": timeout or CONNECT_SECONDS,
                 "read_timeout": timeout or READ_SECONDS,
-                "retries": {"max_attempts": attempts - 1},
+                "retries": {"max_attempts": 0},
                 "request_checksum_calculation": "when_required",
                 "s3": {"addressing_style": "path" if self.endpoint_url else "auto"},
             },
@@ -119,8 +131,6 @@ class Storage:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
-        filesystem.retries = attempts
-        return filesystem
 
     def _new_arrow(self) -> pyarrow.fs.S3FileSystem:
         import pyarrow.fs
@@ -135,8 +145,22 @@ class Storage:
             endpoint_override=host.rstrip("/") or None,
             connect_timeout=CONNECT_SECONDS,
             request_timeout=READ_SECONDS,
-            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=NATIVE_ATTEMPTS),
         )
+
+    def patiently(self, call: Callable[[], T], what: str) -> T:
+        """What ``call`` returns, tried again as a whole while the storage has faults that may pass.
+
+        For pyarrow's native filesystem, which gives up after seconds; ``fs`` and our own methods do it by themselves.
+
+        Args:
+            call: opens and reads.
+            what: what that is, e.g. ``reading s3://bucket/key``.
+
+        Raises:
+            StorageError: the storage has not answered for ``PATIENCE_SECONDS``.
+        """
+        return patiently(call, Patience(what, self.endpoint_url or f"AWS S3 ({self.region})"))
 
     # --- objects ---
 
@@ -148,6 +172,18 @@ class Storage:
     def list(self, uri: str) -> builtins.list[str]:
         """URIs of all objects below ``uri``, sorted; empty if there is nothing."""
         return [f"s3://{path}" for path in sorted(self._find(uri))]
+
+    def sizes(self, uri: str) -> dict[str, int]:
+        """Bytes of all objects below ``uri`` by their URIs, sorted."""
+        return {f"s3://{path}": int(info["size"]) for path, info in sorted(self._find(uri).items())}
+
+    def written(self, uri: str) -> dict[str, datetime]:
+        """When each object below ``uri`` was written last, by the server's clock."""
+        return {f"s3://{path}": info["LastModified"] for path, info in sorted(self._find(uri).items())}
+
+    def stamps(self, uri: str) -> dict[str, str]:
+        """What changes when an object below ``uri`` does (its size and ETag), by their URIs."""
+        return {f"s3://{path}": f"{info['size']}-{info.get('ETag')}" for path, info in self._find(uri).items()}
 
     def size(self, uri: str) -> int:
         """Bytes of one object."""

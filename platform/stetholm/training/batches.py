@@ -6,6 +6,7 @@ until the others are done. What a step consumed is known by its batch's sample i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -92,14 +93,23 @@ class StepBatches(IterableDataset[Batch]):
         self._rows, self._plan, self._collate, self._any_left = rows, plan, collate, any_left
         self.at_end = False
         """True once the last batch of all ranks has been given."""
+        self.start_seconds = 0.0
+        """How long the first rows took: the stream starts."""
+        self.wait_seconds = 0.0
+        """How long training has waited since then for rows and for making batches of them."""
 
     def __iter__(self) -> Iterator[Batch]:
+        started = time.perf_counter()
         groups = self._plan.batches(self._rows())
         group = next(groups, None)
+        self.start_seconds = time.perf_counter() - started
         self.at_end = not self._any_left(group is not None)
         while not self.at_end:
+            asked = time.perf_counter()
             ahead = next(groups, None)
-            self.at_end = not self._any_left(ahead is not None)
             rows = group or []
-            yield self._collate(rows) | {"samples": [(row["epoch"], row["sample_id"]) for row in rows]}
+            batch = self._collate(rows) | {"samples": [(row["epoch"], row["sample_id"]) for row in rows]}
+            self.wait_seconds += time.perf_counter() - asked
+            self.at_end = not self._any_left(ahead is not None)
+            yield batch
             group = ahead

@@ -55,7 +55,7 @@ class TrainingLoop(TrainerCallback):
         self._ledger = Ledger.from_json(progress.ledger) if progress.ledger else Ledger()
         self._fresh = Ledger()
         self._saved_step = progress.step
-        self._started = 0.0
+        self._started, self._waited = 0.0, 0.0
         self._line = terminal.Progress(name, progress.steps, unit="steps") if is_first() else None
 
     def on_train_begin(
@@ -67,7 +67,6 @@ class TrainingLoop(TrainerCallback):
             restore_moments(self.trainer.model_wrapped, moments, self.progress.step)
             state.global_step = self.progress.step
             self.trainer.lr_scheduler.load_state_dict(scheduler)
-        self._started = time.monotonic()
         if self._line is not None:
             self._line.__enter__()
 
@@ -75,6 +74,7 @@ class TrainingLoop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Seed dropout by (seed, step, rank), so that a resumed run draws what an uninterrupted one draws."""
+        self._started = self._started or time.monotonic()  # with the first batch: the stream's start is no step
         torch.manual_seed(hash((args.seed, state.global_step, rank())) % 2**63)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -145,9 +145,14 @@ class TrainingLoop(TrainerCallback):
         now = time.monotonic()
         self.progress.seconds += now - self._started
         self._started = now
-        for part in from_all(self._fresh.to_json()):
-            fresh = Ledger.from_json(part)
+        batches = self.trainer.batches
+        waited, self._waited = batches.wait_seconds - self._waited, batches.wait_seconds
+        parts = from_all((self._fresh.to_json(), waited, batches.start_seconds))
+        for ledger, _, _ in parts:
+            fresh = Ledger.from_json(ledger)
             self.progress.samples += len(fresh)
             self._ledger.merge(fresh)
+        self.progress.wait_seconds += max(waited for _, waited, _ in parts)
+        self.progress.start_seconds = max(started for _, _, started in parts)
         self._fresh = Ledger()
         self.progress.ledger = self._ledger.to_json()

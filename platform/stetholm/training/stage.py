@@ -25,7 +25,8 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
 
     Returns:
         ``output`` (URI of the checkpoint), ``steps``, ``loss_first``, ``loss_last``, ``samples``,
-        ``samples_per_second``.
+        ``samples_per_second``, ``data_wait`` (the share of the steps' time in which training waited for data) and
+        ``data_start_seconds`` (how long the first batch took).
 
     Raises:
         UserError: no corpus, no pairs, no checkpoint to start from, or the run was made from others.
@@ -130,4 +131,6 @@ def _result(storage: Storage, checkpoint: str) -> dict[str, Any]:
         "loss_last": progress["loss_last"],
         "samples": progress["samples"],
         "samples_per_second": round(rate, 3),
+        "data_wait": round(progress["wait_seconds"] / progress["seconds"], 4) if progress["seconds"] else 0.0,
+        "data_start_seconds": round(progress["start_seconds"], 2),
     }

@@ -35,6 +35,8 @@ class Progress:
         loss_first: the first logged loss.
         loss_last: the last logged loss.
         seconds: time spent in steps, over all attempts.
+        wait_seconds: of these, waiting for data: the most that any worker waited, from its first batch on.
+        start_seconds: until the first batch was there, in the latest attempt.
         steps: planned steps of the whole run, and workers, by which they were planned.
         workers: see steps.
         target: [max_steps, epochs] for which they were planned.
@@ -46,6 +48,8 @@ class Progress:
     loss_first: float | None = None
     loss_last: float | None = None
     seconds: float = 0.0
+    wait_seconds: float = 0.0
+    start_seconds: float = 0.0
     steps: int = 0
     workers: int = 0
     target: list[float | None] = field(default_factory=list)

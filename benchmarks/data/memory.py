@@ -1,0 +1,95 @@
+"""``data/memory``: the peak memory of reader and object store over 10 GB of shards, against 1 GB."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from benchmarks.data.bare import FORMATS
+from benchmarks.data.corpora import make, write_recordings
+from benchmarks.report import Result
+from stetholm.corpus.manifest import Manifest, ShardInfo, SplitInfo
+from stetholm.corpus.shards import shard_path
+from stetholm.corpus.stream import CorpusStream, read_features
+from stetholm.demo.footprint import memory
+from stetholm.ray_session import ray_session
+from stetholm.settings import StorageSettings
+from stetholm.storage import Storage, open_storage
+
+GB = 10**9
+SMALL, LARGE = 1, 10
+RECORDINGS = 800
+EVERY_S = 0.25
+
+
+def memory_bound() -> Iterator[Result]:
+    """One epoch over each, each in a Ray of its own."""
+    storage = open_storage(StorageSettings())
+    with tempfile.TemporaryDirectory(prefix="stetholm-bench-") as folder:
+        uri = make(storage, "bench-memory", write_recordings(Path(folder), RECORDINGS, FORMATS))
+    small, large = (grow(storage, uri, size * GB) for size in (SMALL, LARGE))
+    read(storage, small)  # warms the machine's caches, so that both find the same
+    peaks = [read(storage, corpus) for corpus in (small, large)]
+    yield Result(
+        "data/memory",
+        peaks[1] / 2**20,
+        peaks[0] / 2**20,
+        "MiB",
+        f"the same epoch over {SMALL} GB of shards instead of {LARGE} GB (nearer to 1 is better)",
+        {"gigabytes": [SMALL, LARGE], "counted": "this process, Ray's workers, its raylet with the object store"},
+    )
+
+
+def grow(storage: Storage, uri: str, size: int) -> str:
+    """A corpus of ``size`` bytes: copies of the shards of another one, made by the server."""
+    manifest = Manifest.load(storage, uri)
+    shards = manifest.split("train").shards
+    copies: list[ShardInfo] = []
+    target, total = f"{uri}-{size // GB}gb", 0
+    while total < size:
+        shard = shards[len(copies) % len(shards)]
+        path = shard_path("train", len(copies))
+        storage.fs.copy(storage.key(f"{uri}/{shard.path}"), storage.key(f"{target}/{path}"))
+        copies.append(replace(shard, path=path))
+        total += shard.bytes
+    replace(manifest, splits={"train": SplitInfo(copies)}).save(storage, target)
+    return target
+
+
+def read(storage: Storage, uri: str) -> int:
+    """Peak bytes while an epoch is read."""
+    with ray_session():
+        before, done = memory(psutil.Process()), threading.Event()
+        peaks: list[int] = []
+        watch = threading.Thread(target=_watch, args=(peaks, done))
+        watch.start()
+        stream = CorpusStream(storage, uri, split="train", seed=0)
+        started, rows = time.perf_counter(), 0
+        for row in stream.rows():
+            read_features(row)
+            rows += 1
+        done.set()
+        watch.join()
+        assert rows == stream.rows_of(0)
+    print(f"bench: {uri}: {rows} rows in {time.perf_counter() - started:.0f} s", flush=True)
+    return max(peaks) - before
+
+
+def _watch(peaks: list[int], done: threading.Event) -> None:
+    me = psutil.Process()
+    while not done.wait(EVERY_S):
+        family = [process for process in me.children(recursive=True) if _counts(process)]
+        peaks.append(sum(memory(process) for process in (me, *family)))
+
+
+def _counts(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith(("ray::", "raylet"))
+    except psutil.Error:
+        return False

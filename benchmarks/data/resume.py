@@ -1,0 +1,61 @@
+"""``data/resume``: a stream goes on after a kill at 90 % of an epoch, against reading the epoch again up to there."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from benchmarks.data.bare import FORMATS
+from benchmarks.data.corpora import batches, make, write_recordings
+from benchmarks.report import Result
+from stetholm.corpus.ledger import Ledger
+from stetholm.corpus.stream import CorpusStream
+from stetholm.ray_session import ray_session
+from stetholm.settings import StorageSettings
+from stetholm.storage import open_storage
+
+RECORDINGS, SHARE = 20_000, 0.9
+FILES = 1_000
+
+
+def resume() -> Iterator[Result]:
+    """Seconds until the first batch of the rest, against seconds until the same batch from the epoch's beginning."""
+    storage = open_storage(StorageSettings())
+    with tempfile.TemporaryDirectory(prefix="stetholm-bench-") as folder, ray_session():
+        jsonl = write_recordings(Path(folder), FILES, FORMATS)
+        repeat_pairs(jsonl, RECORDINGS // FILES)
+        uri = make(storage, "bench-resume", jsonl)
+        ledger = Ledger()
+        began = time.perf_counter()
+        stream = CorpusStream(storage, uri, split="train", seed=0)
+        rows = stream.rows()
+        for row in islice(rows, int(SHARE * stream.rows_of(0))):
+            ledger.add(0, [row["sample_id"]])
+        again = time.perf_counter() - began
+        rows.close()
+        restored = Ledger.from_json(ledger.to_json())
+        began = time.perf_counter()
+        left = CorpusStream(storage, uri, split="train", seed=0, ledger=restored)
+        ready = batches(left)
+        next(ready)
+        ours = time.perf_counter() - began
+        ready.close()
+    yield Result(
+        "data/resume",
+        ours,
+        again,
+        "s",
+        "reading the epoch again up to the sample at which the run was killed (less is better)",
+        {"samples": stream.rows_of(0), "killed_at": SHARE, "left": left.rows_of(0)},
+    )
+
+
+def repeat_pairs(jsonl: Path, times: int) -> None:
+    """Ask every question ``times`` times, each time answered a little differently: more samples, as many recordings."""
+    lines = jsonl.read_text().splitlines()
+    with jsonl.open("w") as out:
+        for number in range(times):
+            out.writelines(line.replace("in recording", f"({number}) in recording") + "\n" for line in lines)
