@@ -26,14 +26,14 @@ from stetholm.ray_session import ray_session
 from stetholm.settings import StorageSettings
 from stetholm.storage import Storage, open_storage
 
-RECORDINGS, ROUNDS = 1_500, 3
+RECORDINGS, ROUNDS = 1_500, 7
 FORMATS = (Format(4_000, "PCM_16", 10.0), Format(8_000, "PCM_16", 8.0))
 """Longer than a clip: each epoch decodes and transforms another crop, nothing kept can be used."""
-SECONDS = 12.0
+SECONDS = 8.0
 
 
 def bare() -> Iterator[Result]:
-    """Both sides in turns, each for some seconds; the median of the rounds' ratios decides."""
+    """Both sides in turns, some seconds each, since a machine's speed drifts; the round of the median ratio counts."""
     storage = open_storage(StorageSettings())
     with tempfile.TemporaryDirectory(prefix="stetholm-bench-") as folder, ray_session():
         uri = make(storage, "bench-bare", write_recordings(Path(folder), RECORDINGS, FORMATS))

@@ -26,7 +26,10 @@ from stetholm.storage import Storage
 MAX_READ_TASKS = 2_000
 """Ray Data stores every read task before the first one starts, at about half a millisecond each."""
 ROWS_PER_TASK = 256
-"""At least, where there are so many: half a second of work, beside which a task's own 20 ms are little."""
+"""Where there are so many: half a second of work, beside which what Ray does about a task is little. Twice as many
+were tried: the readers then stood still, waiting for room in the object store."""
+MIN_TASKS = 16
+"""Rather than fewer tasks, smaller ones: a short epoch is to keep all readers busy too."""
 ROWS_PER_BLOCK = 64
 """Rows that are decoded together: few, so that little is in flight."""
 ROW_BYTES = 64 * 218 * 4
@@ -172,9 +175,9 @@ class PlanDatasource(Datasource):
 
     @property
     def _pieces_per_task(self) -> int:
-        rows = sum(len(piece.rows) for piece in self._pieces)
-        enough = round(ROWS_PER_TASK * len(self._pieces) / max(rows, 1))
-        return max(1, enough, math.ceil(len(self._pieces) / MAX_READ_TASKS))
+        pieces, rows = len(self._pieces), sum(len(piece.rows) for piece in self._pieces)
+        wanted = min(ROWS_PER_TASK * pieces // max(rows, 1), pieces // MIN_TASKS)
+        return max(1, wanted, math.ceil(pieces / MAX_READ_TASKS))
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None

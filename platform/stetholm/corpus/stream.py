@@ -36,7 +36,7 @@ COLUMNS = ("sample_id", "recording_ids", "instruction", "response", "task", "dat
 CPUS_PER_TASK = 0.25
 """Little, so that reading finds a place beside training workers that hold nearly all CPUs."""
 MAX_TASKS = 16
-BYTES_PER_TASK = 32 * 2**20
+BYTES_PER_TASK = 48 * 2**20
 _INDEX_THREADS = 8
 
 

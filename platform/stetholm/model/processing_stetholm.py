@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from stetholm.model.prompts import domain_sentence
 from stetholm.model.response import IGNORE
 
 _SLOT = "stetholm-user-text-slot"
+
+
+_QUESTIONS_KEPT = 4096
 
 
 class StethoLMProcessor(ProcessorMixin):
@@ -39,6 +43,7 @@ class StethoLMProcessor(ProcessorMixin):
         prompt_marker: str = "",
         chat_template: str | None = None,
     ) -> None:
+        self._questions: dict[str, list[int]] = {}
         self.prefix_tokens = prefix_tokens
         self.prompt_style = prompt_style
         self.prompt_marker = prompt_marker
@@ -72,11 +77,11 @@ class StethoLMProcessor(ProcessorMixin):
         Special tokens written in ``instruction`` stay plain text.
         """
         sentence = domain_sentence(dataset, instruction) if recordings or dataset else ""
-        text = self._plain_ids(f"{sentence} {instruction}".strip())
+        text = self._question_ids(f"{sentence} {instruction}".strip())
         audio = [self.audio_token_id] * (self.prefix_tokens * recordings)
         if self.prompt_style == "plain":
-            return audio + self._start_ids() + self._special_ids(self.prompt_marker) + text
-        before, after = self._template()
+            return audio + self._start_ids + self._special_ids(self.prompt_marker) + text
+        before, after = self._template
         return before + audio + text + after
 
     def encode_pair(
@@ -153,17 +158,27 @@ class StethoLMProcessor(ProcessorMixin):
         clips = [clip_features(recording, rate) for recording in recordings]
         return np.stack(clips) if clips else np.zeros((0, N_MELS, N_FRAMES), np.float32)
 
+    def _question_ids(self, text: str) -> list[int]:
+        """Of a question: many recordings are asked the same one, so the latest are kept."""
+        if text not in self._questions:
+            if len(self._questions) >= _QUESTIONS_KEPT:
+                self._questions.clear()
+            self._questions[text] = self._plain_ids(text)
+        return self._questions[text]
+
     def _plain_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _special_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
+    @cached_property
     def _start_ids(self) -> list[int]:
         """BOS where this tokenizer puts one before a text."""
         ids, bos = self.tokenizer("a")["input_ids"], self.tokenizer.bos_token_id
         return [bos] if bos is not None and ids[:1] == [bos] else []
 
+    @cached_property
     def _template(self) -> tuple[list[int], list[int]]:
         """Token ids of the chat template before and after the user's text."""
         chat = self.tokenizer.apply_chat_template(
