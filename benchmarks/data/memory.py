@@ -71,11 +71,13 @@ def read(storage: Storage, uri: str) -> int:
         watch.start()
         stream = CorpusStream(storage, uri, split="train", seed=0)
         started, rows = time.perf_counter(), 0
-        for row in stream.rows():
-            read_features(row)
-            rows += 1
-        done.set()
-        watch.join()
+        try:
+            for row in stream.rows():
+                read_features(row)
+                rows += 1
+        finally:
+            done.set()
+            watch.join()
         assert rows == stream.rows_of(0)
     print(f"bench: {uri}: {rows} rows in {time.perf_counter() - started:.0f} s", flush=True)
     return max(peaks) - before

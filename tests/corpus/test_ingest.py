@@ -25,6 +25,9 @@ from stetholm.storage.lease import LeaseHeld
 from tests.corpus.sounds import pair, wav, write_source
 from tests.corpus.sources.published import publish
 
+ROW_GROUPS = {"row_group_rows": 4}
+"""As ``write_source`` sets it."""
+
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
@@ -152,7 +155,7 @@ def test_again_takes_only_what_is_new(tmp_path: Path, storage: Storage, capsys: 
     lines += [pair("4.wav", 4), pair("0.wav", 5), pair("1.wav", 1, split="test")]  # new, new question, duplicate
     write_source(tmp_path / "ingest-grow", lines, recordings=0)
     result = ingest(with_corpus(settings, max_reject_fraction=0.5), storage)
-    assert (result["recordings"], result["pairs"]) == (5, 6)
+    assert (result["recordings"], result["pairs"], result["rejected"]) == (5, 6, 1)
     assert "ingest  2/2 recordings" in capsys.readouterr().err
     after = Manifest.load(storage, uri)
     assert after.splits["train"].shards[:1] == before.splits["train"].shards
@@ -162,6 +165,27 @@ def test_again_takes_only_what_is_new(tmp_path: Path, storage: Storage, capsys: 
     assert sorted(row["instruction"] for row in rows) == [f"What is heard ({number})?" for number in range(6)]
     recordings = list(read_catalog(storage, uri, after))
     assert len({row["recording_id"] for row in recordings}) == 5
+
+
+def test_what_was_rejected_is_looked_at_again(tmp_path: Path, storage: Storage) -> None:
+    settings = write_source(tmp_path / "ingest-mended", [pair("0.wav"), pair("late.wav", 1)], recordings=1)
+    settings = with_corpus(settings, max_reject_fraction=0.5)
+    first = ingest(settings, storage)
+    assert (first["pairs"], first["rejected"]) == (1, 1)
+    manifest = storage.read_bytes(manifest_uri(first["output"]))
+    assert ingest(settings, storage) == first
+    assert storage.read_bytes(manifest_uri(first["output"])) == manifest  # nothing new: it stays as it is
+    (tmp_path / "ingest-mended" / "audio" / "late.wav").write_bytes(wav(9))
+    assert ingest(settings, storage) == {**first, "recordings": 2, "pairs": 2, "rejected": 0}
+
+
+def test_a_real_corpus_is_not_mixed_with_synthetic_recordings_unasked(tmp_path: Path, storage: Storage) -> None:
+    made = ingest(write_source(tmp_path / "ingest-real", [pair("0.wav")]), storage)
+    unasked = Settings.model_validate({"run": {"name": "ingest-unasked"}, "corpus": {"uri": made["output"]}})
+    assert ingest(unasked, storage) == made
+    asked = {"uri": made["output"], "source": "synthetic", "synthetic": {"patients": 8, "seconds": 2.0}}
+    mixed = ingest(Settings.model_validate({"run": {"name": "ingest-asked"}, "corpus": asked | ROW_GROUPS}), storage)
+    assert mixed["pairs"] > made["pairs"]
 
 
 def test_a_changed_recording_is_new(tmp_path: Path, storage: Storage) -> None:
@@ -177,7 +201,8 @@ def test_a_corpus_of_two_sources(tmp_path: Path, storage: Storage) -> None:
     settings = write_source(tmp_path / "ingest-two", [pair("0.wav"), b"{}"])
     settings = with_corpus(settings, max_reject_fraction=0.9)
     uri = ingest(settings, storage)["output"]
-    folder = publish(tmp_path / "icbhi", {"101_1b1_Al_sc_Meditron.txt": "0 1 1 0", "102_1b1_Al_sc_Meditron.txt": ""})
+    cycles = {"101_1b1_Al_sc_Meditron.txt": "0 1 1 0", "102_1b1_Al_sc_Meditron.txt": "0 1 0 0"}
+    folder = publish(tmp_path / "icbhi", cycles)
     for name in ("101_1b1_Al_sc_Meditron.wav", "102_1b1_Al_sc_Meditron.wav"):
         Path(folder.root, name).write_bytes(wav(len(name) + int(name[:3])))
     result = ingest(with_corpus(settings, source="icbhi", jsonl=None, audio=folder.root), storage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import chain, islice
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stetholm.corpus.ledger import Ledger
-from stetholm.corpus.plan import Plan
+from stetholm.corpus.plan import Piece, Plan, drop_rows
 
 SIZES = st.lists(st.integers(0, 9), max_size=12)
 Id = tuple[int, int, int]
@@ -116,3 +117,13 @@ def test_bad_ranks() -> None:
         Plan([1], seed=0, world_size=2).rows_of(2)
     with pytest.raises(ValueError, match="world_size 0"):
         Plan([1], seed=0, world_size=0)
+
+
+@given(st.lists(st.integers(1, 9), max_size=8), st.data())
+def test_dropping_rows_leaves_the_others_in_order(sizes: list[int], data: st.DataObject) -> None:
+    pieces = deque(Piece(0, group, np.arange(size)) for group, size in enumerate(sizes))
+    whole = [(piece.group, int(row)) for piece in pieces for row in piece.rows]
+    count = data.draw(st.integers(0, len(whole)))
+    drop_rows(pieces, count)
+    assert [(piece.group, int(row)) for piece in pieces for row in piece.rows] == whole[count:]
+    assert all(len(piece.rows) for piece in pieces)

@@ -7,12 +7,14 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 
 from stetholm.audio.decode import AudioError, decode
 from stetholm.audio.features import crop, log_mel
 from stetholm.audio.resample import resample
+from stetholm.corpus.datasource import SoundColumns
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.manifest import CorpusError, Manifest
 from stetholm.corpus.shards import write_corpus
@@ -191,3 +193,32 @@ def test_only_some_tasks(storage: Storage) -> None:
     found = list(stream.rows())
     assert {row["task"] for row in found} == wanted
     assert len(found) == stream.rows_of(0) == 13 + 12
+
+
+def test_only_in_domain(storage: Storage) -> None:
+    uri = storage.join("test-stream-domains")
+    mixed = [{**row, "distribution": "OOD" if index % 4 == 0 else "ID"} for index, row in enumerate(rows(20))]
+    write_corpus(storage, uri, {"train": mixed}, inputs={}, row_group_rows=4)
+    stream = CorpusStream(storage, uri, split="train", seed=0, distributions=("ID",))
+    found = list(stream.rows())
+    assert {row["distribution"] for row in found} == {"ID"}
+    assert len(found) == stream.rows_of(0) == 15
+
+
+def test_only_the_columns_that_are_needed_are_read(storage: Storage, corpus: str) -> None:
+    """What a stream asks of storage: with augmentation the training copy, else the kept log-mel where it serves."""
+    read = {
+        name: CorpusStream(storage, corpus, split="train", seed=0, **options)._reader.sounds
+        for name, options in (
+            ("evaluation", {"training": False}),
+            ("augmented", {"augmentation": "label-keeping"}),
+            ("plain", {}),
+        )
+    }
+    assert read["evaluation"].always == ("log_mel",) and not read["evaluation"].by_length
+    assert read["augmented"].always == ("audio_16khz",) and not read["augmented"].by_length
+    assert read["plain"].always == () and read["plain"].by_length
+    lengths = pa.chunked_array([[[3.0], [2.0, 7.0]], [[9.0]]])
+    assert SoundColumns.needed(lengths) == ["audio_16khz", "log_mel"]
+    assert SoundColumns.needed(lengths.slice(0, 2)) == ["log_mel"]
+    assert SoundColumns.needed(lengths.slice(2)) == ["audio_16khz"]

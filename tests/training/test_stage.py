@@ -36,7 +36,7 @@ def train(storage, ray_cluster, language_model):
         tree = Settings.model_validate(
             {
                 "run": {"name": run_name},
-                "corpus": {"uri": corpus},
+                "corpus": {"uri": settings.pop("corpus", corpus)},
                 "model": {"language_model": str(language_model), **settings.pop("model", {})},
                 "train": {"batch_size": 2, "log_every": 1, **settings},
             }
@@ -139,3 +139,11 @@ def test_a_sample_longer_than_allowed_is_named(train):
 
     error = find_user_error(caught.value)
     assert str(error).partition("\n")[0].endswith("raise it, or leave the sample out of the corpus")
+
+
+def test_a_corpus_that_only_measures_is_not_trained_on_unasked(storage, train):
+    """Out-of-domain rows are for evaluation."""
+    uri = storage.join("test-training", "ood")
+    write_corpus(storage, uri, {"train": [row | {"distribution": "OOD"} for row in rows(range(2))]}, inputs={})
+    with pytest.raises(UserError, match=r"holds nothing that sft trains on: in-domain rows"):
+        train("sft", run_name="ood", corpus=uri)

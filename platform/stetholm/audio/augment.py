@@ -19,7 +19,6 @@ from stetholm.settings import Augmentation
 Waveform = NDArray[np.float32]
 
 
-
 def augment(waveform: Waveform, rng: np.random.Generator, recipe: Augmentation = "label-keeping") -> Waveform:
     """An augmented copy of ``waveform`` ``(n,)`` at 16 kHz: float32, same length.
 

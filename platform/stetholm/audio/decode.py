@@ -104,17 +104,21 @@ def encode_flac(sound: Sound) -> bytes:
     """
     if not len(sound.samples):
         raise AudioError("audio holds no samples")
-    full_scale = 1 << (sound.bits - 1)
-    scaled = np.rint(np.asarray(sound.samples, np.float64) * full_scale)
-    quantised = np.clip(scaled, -full_scale, full_scale - 1).astype(np.int32)
-    # libsndfile reads the upper bits of an int32.
-    pcm = quantised.astype(np.int16) if sound.bits == 16 else quantised << (32 - sound.bits)
     buffer = io.BytesIO()
     try:
-        soundfile.write(buffer, pcm, sound.rate, format="FLAC", subtype=f"PCM_{sound.bits}")
+        with soundfile.SoundFile(buffer, "w", sound.rate, 1, f"PCM_{sound.bits}", format="FLAC") as file:
+            for start in range(0, len(sound.samples), _BLOCK_FRAMES):
+                file.write(_pcm(sound.samples[start : start + _BLOCK_FRAMES], sound.bits))
     except soundfile.LibsndfileError as error:
         raise AudioError(f"FLAC cannot hold audio at {sound.rate} Hz ({_reason(error)})") from error
     return buffer.getvalue()
+
+
+def _pcm(samples: NDArray[np.float32], bits: int) -> NDArray[np.int32]:
+    """Samples as integers of ``bits`` bits, in the upper bits of an int32, of which libsndfile reads them."""
+    full_scale = 1 << (bits - 1)
+    scaled = np.rint(np.asarray(samples, np.float64) * full_scale)
+    return np.clip(scaled, -full_scale, full_scale - 1).astype(np.int32) << (32 - bits)
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +22,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from stetholm.corpus.derived import CLIP_SECONDS
-from stetholm.corpus.manifest import ShardInfo, SplitInfo
+from stetholm.corpus.manifest import CorpusError, ShardInfo, SplitInfo
 from stetholm.corpus.plan import Piece
 from stetholm.storage import Storage
 
@@ -72,6 +75,14 @@ def row_groups(split: SplitInfo) -> tuple[list[GroupRef], list[int]]:
     return refs, [rows for shard in split.shards for rows in shard.row_groups]
 
 
+class IndexRow(NamedTuple):
+    """Three columns of a row."""
+
+    sample_id: str
+    task: str
+    distribution: str
+
+
 @dataclass(frozen=True)
 class SoundColumns:
     """Which columns of recordings a stream reads.
@@ -87,7 +98,7 @@ class SoundColumns:
     @staticmethod
     def needed(seconds: pa.ChunkedArray) -> list[str]:
         """Columns for recordings of these lengths (a list a row)."""
-        longer = [any(each > CLIP_SECONDS for each in row) for row in seconds.to_pylist()]
+        longer = [each > CLIP_SECONDS for row in seconds.to_pylist() for each in row]
         return [name for name, wanted in (("audio_16khz", any(longer)), ("log_mel", not all(longer))) if wanted]
 
 
@@ -119,12 +130,12 @@ class ShardReader:
             lambda file: file.read_row_group(group.row_group, columns=columns, use_threads=False),
         )
 
-    def index(self, shard: ShardInfo) -> list[tuple[str, str]]:
-        """Id and task of all rows of a shard, in storage order."""
+    def index(self, shard: ShardInfo) -> list[IndexRow]:
+        """What choices of rows go by, of all rows of a shard, in storage order."""
         table = self._file(
-            shard.path, shard.sha256, lambda file: file.read(columns=["sample_id", "task"], use_threads=False)
+            shard.path, shard.sha256, lambda file: file.read(columns=list(IndexRow._fields), use_threads=False)
         )
-        return list(zip(table["sample_id"].to_pylist(), table["task"].to_pylist(), strict=True))
+        return [IndexRow(*row) for row in zip(*(table[name].to_pylist() for name in IndexRow._fields), strict=True)]
 
     def column_names(self, shard: ShardInfo) -> list[str]:
         """Columns of a shard."""
@@ -135,7 +146,12 @@ class ShardReader:
         where = f"{self.corpus_uri}/{path}"
         # Again by s3fs, which repeats each request by itself: where every third one fails, no whole read gets through.
         ways = chain([self.storage.arrow_reader], repeat(self.storage.arrow_writer))
-        return self.storage.patiently(lambda: read(self._open(next(ways)(), where, sha256)), f"reading {where}")
+        try:
+            return self.storage.patiently(lambda: read(self._open(next(ways)(), where, sha256)), f"reading {where}")
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise CorpusError(
+                f"{where} is missing or damaged ({str(error)[:200]}): ingest to a new corpus.uri"
+            ) from error
 
     def _open(self, filesystem: FileSystem, where: str, sha256: str) -> pq.ParquetFile:
         source = filesystem.open_input_file(self.storage.key(where))
@@ -195,10 +211,18 @@ class PlanDatasource(Datasource):
 
 
 def _read(reader: ShardReader, work: Sequence[tuple[GroupRef, Piece]]) -> Iterator[pa.Table]:
-    for group, piece in work:
-        yield from reader.read(group, piece)
+    """The rows of some pieces; while one is computed on, the next one is on its way."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead: deque[Future[list[pa.Table]]] = deque()
+        for group, piece in work:
+            ahead.append(pool.submit(lambda *what: list(reader.read(*what)), group, piece))
+            if len(ahead) > 1:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
 
 
-def data_cpus() -> float:
-    """CPUs of the Ray cluster."""
-    return float(ray.cluster_resources().get("CPU", 1.0))
+def data_cores() -> int:
+    """Processor cores of the Ray cluster, or fewer if it was told so: a local Ray has more CPUs than cores."""
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return max(1, min(int(ray.cluster_resources().get("CPU", 1)), nodes * (os.cpu_count() or 1)))

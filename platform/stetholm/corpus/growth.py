@@ -11,7 +11,7 @@ from stetholm.corpus.catalog import read_catalog
 from stetholm.corpus.datasource import ShardReader
 from stetholm.corpus.folder import AudioFolder
 from stetholm.corpus.manifest import Counts, Manifest, SplitInfo
-from stetholm.corpus.schema import Entry
+from stetholm.corpus.schema import Entry, Pair
 from stetholm.corpus.shards import sample_id
 from stetholm.corpus.source import Earlier
 from stetholm.errors import UserError
@@ -38,19 +38,32 @@ class Standing:
     recordings: frozenset[str] = frozenset()
     splits: Earlier = field(default_factory=dict)
 
-    def new_entries(self, entries: Sequence[Entry], folder: AudioFolder, source: str) -> list[Entry]:
-        """Those of ``entries`` that are not known to be in the corpus, by files that have not changed since."""
+    def known(self, entries: Iterable[Entry], folder: AudioFolder, source: str) -> dict[str, str]:
+        """Recording id of each file of ``entries`` that an earlier ingest has read, and that has not changed since."""
         if not self.files:
-            return list(entries)
-        names = {name for entry in entries for name in entry.pair.filenames}
-        stamps = folder.stamps(names)
-        known = {name: self.files.get((source, name, stamp), "") for name, stamp in stamps.items()}
-        return [entry for entry in entries if not self._has(entry, known)]
+            return {}
+        stamps = folder.stamps({name for entry in entries for name in entry.pair.filenames})
+        keys = ((name, self.files.get((source, name, stamp))) for name, stamp in stamps.items())
+        return {name: found for name, found in keys if found is not None}
 
-    def _has(self, entry: Entry, known: Mapping[str, str]) -> bool:
-        pair = entry.pair
-        ids = [known.get(name, "") for name in pair.filenames]
-        return all(ids) and sample_id(ids, pair.instruction, pair.response, pair.task) in self.samples
+    def to_encode(self, entries: Iterable[Entry], known: Mapping[str, str]) -> list[str]:
+        """Files of the entries that are not settled: those in the corpus are, and those that repeat a settled one."""
+        names: dict[str, None] = {}
+        settled: set[tuple[str, ...]] = set()
+        for entry in entries:
+            pair = entry.pair
+            ids = [known.get(name, "") for name in pair.filenames]
+            content = (*ids, pair.instruction, pair.response)
+            if all(ids) and (content in settled or pair_id(pair, ids) in self.samples):
+                settled.add(content)
+            else:
+                names.update(dict.fromkeys(pair.filenames))
+        return list(names)
+
+
+def pair_id(pair: Pair, recording_ids: Sequence[str]) -> str:
+    """Id of the sample that a pair makes."""
+    return sample_id(recording_ids, pair.instruction, pair.response, pair.task)
 
 
 def standing(storage: Storage, corpus_uri: str, manifest: Manifest | None) -> Standing:
@@ -71,7 +84,8 @@ def check_growth(manifest: Manifest, inputs: Mapping[str, Any], source: str, gro
     """Raise a UserError if what ``inputs`` describe cannot be added to the corpus."""
     old, new = manifest.inputs, inputs
     differing = sorted(key for key in new.keys() - {"sources"} if old.get(key) != new[key])
-    if not grows and source in old.get("sources", {}):
+    there = old.get("sources", {}).get(source)
+    if not grows and there not in (None, new["sources"][source]):
         differing.append(source)
     if differing:
         raise UserError(
@@ -109,4 +123,4 @@ def _sample_ids(storage: Storage, corpus_uri: str, manifest: Manifest) -> frozen
     reader = ShardReader(storage, corpus_uri)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return frozenset(sample for rows in pool.map(reader.index, shards) for sample, _ in rows)
+        return frozenset(row.sample_id for rows in pool.map(reader.index, shards) for row in rows)

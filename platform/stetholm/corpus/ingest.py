@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stetholm.corpus import manifest as manifests
 from stetholm.corpus.catalog import part_path, write_part
 from stetholm.corpus.encode import Encodings, encode_recordings
-from stetholm.corpus.growth import Standing, check_growth, grown, standing
+from stetholm.corpus.growth import Standing, check_growth, grown, pair_id, standing
 from stetholm.corpus.manifest import Manifest
 from stetholm.corpus.recording import Recording
 from stetholm.corpus.schema import Entry, Pair, Reject
 from stetholm.corpus.sharding import Sample, plan_shards, write_shards
-from stetholm.corpus.shards import merge_rejects, remove_strays, sample_id, write_rejects
+from stetholm.corpus.shards import merge_rejects, remove_strays, write_rejects
 from stetholm.corpus.source import Source
 from stetholm.corpus.sources import reader_of, source_name
 from stetholm.errors import UserError
@@ -50,12 +50,11 @@ def ingest(settings: Settings, storage: Storage) -> dict[str, Any]:
     finished(settings, storage, JOB, {"corpus": uri})
     inputs = _inputs(settings, storage)
     manifest = _manifest(storage, uri)
-    if not _up_to_date(manifest, inputs):
+    if manifest is None or not _up_to_date(settings, manifest, inputs):
         with lease(storage, f"{uri}/ingest-lease", f"ingest into {uri}") as held:
             manifest = _manifest(storage, uri)  # another one may just have been here
-            if not _up_to_date(manifest, inputs):
+            if manifest is None or not _up_to_date(settings, manifest, inputs):
                 manifest = _make(settings, storage, uri, inputs, manifest, held)
-    assert manifest is not None
     result = {
         "output": uri,
         "recordings": manifest.recordings,
@@ -82,11 +81,13 @@ def _manifest(storage: Storage, uri: str) -> Manifest | None:
     return Manifest.load(storage, uri) if storage.exists(manifests.uri(uri)) else None
 
 
-def _up_to_date(manifest: Manifest | None, inputs: dict[str, Any]) -> bool:
-    if manifest is None:
-        return False
+def _up_to_date(settings: Settings, manifest: Manifest, inputs: dict[str, Any]) -> bool:
+    """Whether there is nothing to add. What was rejected is looked at again: it may have been mended."""
     sources = manifest.inputs.get("sources", {})
-    return {**manifest.inputs, "sources": {**sources, **inputs["sources"]}} == {**inputs, "sources": sources}
+    if not settings.corpus.model_fields_set & {"source", "jsonl", "audio", "synthetic"} and "synthetic" not in sources:
+        return True  # a corpus of real recordings, and nobody asked for synthetic ones
+    same = {**manifest.inputs, "sources": {**sources, **inputs["sources"]}} == {**inputs, "sources": sources}
+    return same and not (manifest.rejected and reader_of(settings).grows)
 
 
 def _make(
@@ -99,21 +100,22 @@ def _make(
         before = standing(storage, uri, there)
         source = _open_source(settings, storage, Path(scratch), before)
         entries, rejects = _read_entries(source)
-        fresh = before.new_entries(entries, source.folder, name)
-        encodings = _encode(fresh, source, settings)
-        samples, more = resolve(fresh, encodings)
-        rejects += more
+        known = before.known(entries, source.folder, name)
+        encodings = _encode(before.to_encode(entries, known), source, settings)
+        good = known | {filename: encoded.recording_id for filename, encoded in encodings.good.items()}
+        samples, more = resolve(entries, good, encodings, before.samples)
+        total, rejects = len(entries) + len(rejects), rejects + more
         all_rejects = merge_rejects(storage, uri, name, rejects)
         where = write_rejects(storage, uri, all_rejects)
-        total = len(entries) + len(rejects) - len(more)
         check_rejects(rejects, total, settings.corpus.max_reject_fraction, where)
-        samples = [sample for sample in samples if sample.sample_id not in before.samples]
+        if there is not None and not samples and len(all_rejects) == there.rejected:
+            return there  # what was made of it refers to this very manifest
         splits = write_shards(settings, storage, uri, plan_shards(samples, settings, there), encodings)
-        rows = catalog_rows(samples, source, encodings, name)
+        ids = before.recordings | {recording.recording_id for sample in samples for recording in sample.recordings}
+        rows = catalog_rows(entries, source, encodings, name, ids)
     parts = [part_path(len(there.catalog) if there else 0)] if rows else []
     for part in parts:
         write_part(storage, uri, part, rows)
-    ids = before.recordings | {row["recording_id"] for row in rows}
     manifest = grown(there, splits, inputs=inputs, catalog=parts, recordings=len(ids), rejected=len(all_rejects))
     held.check()
     remove_strays(storage, uri, manifest)
@@ -140,30 +142,39 @@ def _read_entries(source: Source) -> tuple[list[Entry], list[Reject]]:
     return entries, rejects
 
 
-def _encode(entries: Sequence[Entry], source: Source, settings: Settings) -> Encodings:
-    names = list(dict.fromkeys(name for entry in entries for name in entry.pair.filenames))
+def _encode(names: Sequence[str], source: Source, settings: Settings) -> Encodings:
     with Progress("ingest", len(names), "recordings") as progress:
         return encode_recordings(names, source.folder, settings.audio, progress.update)
 
 
-def resolve(entries: Iterable[Entry], encodings: Encodings) -> tuple[list[Sample], list[Reject]]:
-    """Join pairs and recordings; a pair that lacks one, or says the same as an earlier pair, is left out."""
+def resolve(
+    entries: Iterable[Entry], good: Mapping[str, str], encodings: Encodings, there: Collection[str] = ()
+) -> tuple[list[Sample], list[Reject]]:
+    """Join pairs and recordings; a pair that lacks one, or says the same as an earlier pair, is left out.
+
+    Args:
+        entries: all pairs of the source, those that are in the corpus already among them.
+        good: recording id by file.
+        encodings: bytes of the files of new pairs, and what is wrong with bad files.
+        there: ids of the samples that are in the corpus already, of which none is made again.
+    """
     samples: list[Sample] = []
     rejects: list[Reject] = []
     first: dict[tuple[str, ...], Entry] = {}
     for entry in entries:
         pair = entry.pair
-        if bad := next((name for name in pair.filenames if name in encodings.bad), None):
+        if bad := next((name for name in pair.filenames if name not in good), None):
             rejects.append(Reject(entry.source, entry.line, f"recording {bad}: {encodings.bad[bad]}"))
             continue
-        found = tuple(encodings.good[name] for name in pair.filenames)
-        ids = [recording.recording_id for recording in found]
+        ids = [good[name] for name in pair.filenames]
         earlier = first.setdefault((*ids, pair.instruction, pair.response), entry)
         if earlier is not entry:
             rejects.append(Reject(entry.source, entry.line, f"duplicate of {earlier.source}, line {earlier.line}"))
             continue
-        name = sample_id(ids, pair.instruction, pair.response, pair.task)
-        samples.append(Sample(name, pair, found, patient_of(pair, ids)))
+        name = pair_id(pair, ids)
+        if name not in there:
+            found = tuple(encodings.good[filename] for filename in pair.filenames)
+            samples.append(Sample(name, pair, found, patient_of(pair, ids)))
     return samples, rejects
 
 
@@ -180,9 +191,18 @@ def patient_of(pair: Pair, recording_ids: Sequence[str]) -> str:
     return "+".join(dict.fromkeys(patients))
 
 
-def catalog_rows(samples: Iterable[Sample], source: Source, encodings: Encodings, name: str) -> list[dict[str, Any]]:
-    """What is known of the recordings of ``samples``, a row a file; of the source itself, else of its pairs."""
-    pairs = {filename: sample for sample in samples for filename in reversed(sample.pair.filenames)}
+def catalog_rows(
+    entries: Iterable[Entry], source: Source, encodings: Encodings, name: str, ids: Collection[str]
+) -> list[dict[str, Any]]:
+    """What is known of the files that were read now and hold recordings of the corpus (``ids``), a row each.
+
+    Of the source itself, else of the file's first pair.
+    """
+    pairs: dict[str, Pair] = {}
+    for entry in entries:
+        for filename in entry.pair.filenames:
+            if filename in encodings.good and encodings.good[filename].recording_id in ids:
+                pairs.setdefault(filename, entry.pair)
     stamps = source.folder.stamps(pairs.keys())
     return [
         {
@@ -192,36 +212,32 @@ def catalog_rows(samples: Iterable[Sample], source: Source, encodings: Encodings
             "stamp": stamps.get(filename, ""),
             "sampling_rate": encodings.good[filename].rate,
             "seconds": encodings.good[filename].seconds,
-            **_facts(source.recordings.get(filename), sample, filename, encodings.good[filename].recording_id),
+            **_facts(source.recordings.get(filename), pair, filename, encodings.good[filename].recording_id),
         }
-        for filename, sample in pairs.items()
+        for filename, pair in pairs.items()
     ]
 
 
-def _facts(known: Recording | None, sample: Sample, filename: str, recording_id: str) -> dict[str, Any]:
-    pair = sample.pair
-    if known is None:
-        alone = len(pair.filenames) == 1
-        return {
-            "dataset": pair.dataset,
-            "patient": sample.patient if alone else patient_of(_alone(pair, filename), [recording_id]),
-            "site": pair.site if alone else None,
-            "device": pair.device if alone else None,
-            "split": pair.split,
-            "distribution": pair.distribution,
+def _facts(known: Recording | None, pair: Pair, filename: str, recording_id: str) -> dict[str, Any]:
+    common = {"split": pair.split, "distribution": pair.distribution}
+    if known is not None:
+        return common | {
+            **{key: getattr(known, key) for key in ("dataset", "kind", "patient", "site", "device", "licence")},
+            "labels": dict(known.labels),
+            "events": [vars(event) for event in known.events],
         }
-    return {
-        **{key: getattr(known, key) for key in ("dataset", "kind", "patient", "site", "device", "licence")},
-        "split": pair.split,
-        "distribution": pair.distribution,
-        "labels": dict(known.labels),
-        "events": [vars(event) for event in known.events],
+    alone = pair if len(pair.filenames) == 1 else _alone(pair, filename)
+    return common | {
+        "dataset": pair.dataset,
+        "patient": patient_of(alone, [recording_id]),
+        "site": alone.site,
+        "device": alone.device,
     }
 
 
 def _alone(pair: Pair, filename: str) -> Pair:
     """The pair as if it were about one of its recordings."""
-    return pair.model_copy(update={"filenames": (filename,), "patient": None})
+    return pair.model_copy(update={"filenames": (filename,), "patient": None, "site": None, "device": None})
 
 
 def check_rejects(rejects: Sequence[Reject], total: int, limit: float, where: str) -> None:

@@ -111,7 +111,9 @@ class Manifest:
         try:
             raw = json.loads(storage.read_text(where))
             if raw.pop("version") != VERSION:
-                raise CorpusError(f"{where} is of another version of the platform: ingest the corpus again")
+                raise CorpusError(
+                    f"{where} is of another version of the platform: ingest the corpus again, to another corpus.uri"
+                )
             return cls(**{**raw, "splits": {name: _split(info) for name, info in raw["splits"].items()}})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorpusError(f"{where} is not a corpus manifest ({error}): ingest the corpus again") from error

@@ -8,8 +8,9 @@ that is left falls to exactly one rank, whatever was consumed before and under w
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -104,3 +105,14 @@ class Plan:
         rows = np.random.default_rng([self._seed, epoch, group]).permutation(size) if self._shuffle else np.arange(size)
         gone = self._consumed.get(epoch, {}).get(group)
         return rows if gone is None else rows[~np.isin(rows, gone)]
+
+
+def drop_rows(pieces: deque[Piece], count: int) -> None:
+    """Take the first ``count`` rows out of ``pieces``, which are those of a plan in order."""
+    while count:
+        rows = pieces[0].rows
+        if len(rows) > count:
+            pieces[0] = replace(pieces[0], rows=rows[count:])
+            return
+        count -= len(rows)
+        pieces.popleft()

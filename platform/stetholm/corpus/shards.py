@@ -1,4 +1,4 @@
-"""Parquet shards: one row a pair, its recordings beside it as FLAC bytes. See docs/architecture.md for the columns."""
+"""Parquet shards: one row a pair, its recordings beside it as FLAC bytes. See docs/data.md for the columns."""
 
 from __future__ import annotations
 

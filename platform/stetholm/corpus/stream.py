@@ -10,7 +10,10 @@ rank reads what. Given the ledger of what has been consumed, the rest of the epo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -18,12 +21,21 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import Dataset, ExecutionResources, TaskPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 
-from stetholm.corpus.datasource import PlanDatasource, ShardReader, SoundColumns, data_cpus, quiet, row_groups
+from stetholm.corpus.datasource import (
+    IndexRow,
+    PlanDatasource,
+    ShardReader,
+    SoundColumns,
+    data_cores,
+    quiet,
+    row_groups,
+)
 from stetholm.corpus.features import Cached, Featurise, read_features
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.manifest import CorpusError, Manifest
-from stetholm.corpus.plan import Plan
+from stetholm.corpus.plan import Piece, Plan, drop_rows
 from stetholm.ray_session import closed_with_session
 from stetholm.settings import Augmentation
 from stetholm.storage import Storage
@@ -35,8 +47,15 @@ COLUMNS = ("sample_id", "recording_ids", "instruction", "response", "task", "dat
 
 CPUS_PER_TASK = 0.25
 """Little, so that reading finds a place beside training workers that hold nearly all CPUs."""
-MAX_TASKS = 16
 BYTES_PER_TASK = 48 * 2**20
+"""Of the object store: what a task has made, and what waits to be read."""
+MEMORY = 768 * 2**20
+STALL_SECONDS = 240.0
+"""Without any progress for so long, which is beyond the storage's patience, reading starts again where it is. (It may
+also be that the consumer took so long over one block; then nothing is lost but a second.)"""
+MAX_STALLS = 3
+
+logger = logging.getLogger(__name__)
 _INDEX_THREADS = 8
 
 
@@ -57,6 +76,8 @@ class CorpusStream:
         prepare: called with each row (without its features) inside the Ray tasks; what it returns is added to it.
         augmentation: how waveforms change (with ``training`` only); see :mod:`stetholm.audio.augment`.
         tasks: only rows of these tasks; None: all.
+        distributions: only rows of these, ``ID`` or ``OOD``; None: all.
+        memory: bytes of the object store that the stream may take, in pieces of 48 MiB; two at least.
 
     Raises:
         CorpusError: there is no corpus, nothing in the split, or no such column.
@@ -78,10 +99,13 @@ class CorpusStream:
         prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         augmentation: Augmentation = "none",
         tasks: Collection[str] | None = None,
+        distributions: Collection[str] | None = None,
+        memory: int = MEMORY,
     ) -> None:
         self.manifest = Manifest.load(storage, corpus_uri)
         self._split = self.manifest.split(split)
         self._rank, self._world_size = rank, world_size
+        self._memory = memory
         extra = tuple(extra_columns)
         columns = dict.fromkeys((*COLUMNS, "seconds", *extra))
         self._reader = ShardReader(
@@ -102,7 +126,7 @@ class CorpusStream:
             epochs=epochs,
             world_size=world_size,
             shuffle=training,
-            consumed=self._left_out(ledger, epochs, tasks),
+            consumed=self._left_out(ledger, epochs, {"task": tasks, "distribution": distributions}),
         )
 
     def rows_of(self, rank: int) -> int:
@@ -111,7 +135,41 @@ class CorpusStream:
 
     def dataset(self) -> Dataset:
         """The rows as a Ray Data dataset that streams when it is iterated."""
-        source = PlanDatasource(self._reader, self._groups, list(self._plan.pieces(self._rank)))
+        return self._dataset(list(self._plan.pieces(self._rank)))
+
+    def rows(self) -> Generator[dict[str, Any]]:
+        """The rows, in the plan's order. ``features`` holds float32 in a buffer: :func:`read_features`."""
+        return closed_with_session(self._rows())
+
+    def _rows(self) -> Generator[dict[str, Any]]:
+        left = deque(self._plan.pieces(self._rank))
+        stalls = 0
+        while left:
+            try:
+                for table in self._tables(list(left)):
+                    stalls = 0
+                    drop_rows(left, len(table))
+                    for row, features in zip(
+                        table.drop_columns(["features"]).to_pylist(), table["features"], strict=True
+                    ):
+                        yield row | {"features": features.as_buffer()}
+            except ExecutionTimeoutError:
+                stalls += 1
+                if stalls > MAX_STALLS:
+                    raise
+                logger.warning("reading stood still for %.0f s: starting it again where it is", STALL_SECONDS)
+
+    def _tables(self, pieces: Sequence[Piece]) -> Iterator[pa.Table]:
+        dataset = self._dataset(pieces)
+        # Ray Data has been seen to lose a task, whose blocks it then awaits for ever.
+        dataset.context.execution_no_progress_timeout_s = STALL_SECONDS
+        with contextlib.closing(
+            iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))  # type: ignore[type-var]
+        ) as blocks:
+            yield from cast(Iterator[pa.Table], blocks)
+
+    def _dataset(self, pieces: Sequence[Piece]) -> Dataset:
+        source = PlanDatasource(self._reader, self._groups, pieces)
         if not source.tasks:
             return ray.data.from_arrow(pa.table({"sample_id": pa.array([], pa.string())}))
         tasks = min(self._tasks(), source.tasks)
@@ -130,18 +188,6 @@ class CorpusStream:
             zero_copy_batch=True,
         )
 
-    def rows(self) -> Generator[dict[str, Any]]:
-        """The rows, in the plan's order. ``features`` holds float32 in a buffer: :func:`read_features`."""
-        return closed_with_session(self._rows())
-
-    def _rows(self) -> Generator[dict[str, Any]]:
-        if not self.rows_of(self._rank):
-            return
-        for block in self.dataset().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            table = cast(pa.Table, block)
-            for row, features in zip(table.drop_columns(["features"]).to_pylist(), table["features"], strict=True):
-                yield row | {"features": features.as_buffer()}
-
     def _require(self, columns: Iterable[str]) -> None:
         there = self._reader.column_names(self._split.shards[0])
         for column in columns:
@@ -149,23 +195,34 @@ class CorpusStream:
                 raise CorpusError(f"{self._reader.corpus_uri} has no column {column!r}; it has: {', '.join(there)}")
 
     def _tasks(self) -> int:
-        """Tasks at a time: this rank's share of the CPUs, two at least so that one reads while another computes."""
-        return int(np.clip(data_cpus() // self._world_size, 2, MAX_TASKS))
+        """Tasks at a time: this rank's share of the cores and one more, so that none stands still; within memory."""
+        share = data_cores() / self._world_size + 1
+        return int(np.clip(share, 2, max(2, self._memory // BYTES_PER_TASK)))
 
     def _left_out(
-        self, ledger: Ledger | None, epochs: int, tasks: Collection[str] | None
+        self, ledger: Ledger | None, epochs: int, wanted: Mapping[str, Collection[str] | None]
     ) -> dict[int, dict[int, np.ndarray]]:
-        """Positions, by epoch and row group, of the samples that the ledger names and of unwanted tasks."""
+        """Positions, by epoch and row group, of the samples that the ledger names and of those not wanted."""
         ledger = ledger or Ledger()
-        if tasks is None and not any(epoch < epochs for epoch in ledger.epochs):
+        counts = self._split.counts
+        choices = {name: set(values) for name, values in wanted.items() if values is not None}
+        choices = {name: values for name, values in choices.items() if not counts.get(name, {"": 0}).keys() <= values}
+        if not choices and not any(epoch < epochs for epoch in ledger.epochs):
             return {}
         groups = self._index()
-        ids = [[sample for sample, _ in group] for group in groups]
-        unwanted = {sample for group in groups for sample, task in group if tasks is not None and task not in tasks}
-        return {epoch: _positions(ids, ledger.seen(epoch) | unwanted) for epoch in range(epochs)}
+        unwanted = {
+            row.sample_id
+            for group in groups
+            for row in group
+            if any(getattr(row, name) not in values for name, values in choices.items())
+        }
+        ids = [[row.sample_id for row in group] for group in groups]
+        untouched = _positions(ids, frozenset(unwanted))  # the same in all epochs of which nothing is consumed
+        seen = {epoch: _positions(ids, ledger.seen(epoch) | unwanted) for epoch in ledger.epochs if epoch < epochs}
+        return {epoch: seen.get(epoch, untouched) for epoch in range(epochs)}
 
-    def _index(self) -> list[list[tuple[str, str]]]:
-        """Id and task of the rows of each row group, in storage order: two columns of every shard are read."""
+    def _index(self) -> list[list[IndexRow]]:
+        """The rows of each row group, in storage order: three columns of every shard are read."""
         with ThreadPoolExecutor(_INDEX_THREADS) as pool:
             shards = pool.map(self._reader.index, self._split.shards)
             groups = []

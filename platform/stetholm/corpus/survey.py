@@ -97,7 +97,7 @@ class Survey:
     @cached_property
     def recordings(self) -> dict[str, Known]:
         """All recordings of the pairs, by id."""
-        known = {row["recording_id"]: _of_catalogue(row) for row in reversed(self.catalogue)}
+        known = {row["recording_id"]: _of_catalogue(row) for row in self.catalogue}  # the latest is right
         for rows in self.pairs.values():
             # Pairs about one recording first: they know its patient.
             for row in sorted(rows, key=lambda row: len(row["recording_ids"])):

@@ -72,6 +72,8 @@ class CorpusSettings(Section):
     max_reject_fraction: float = Field(0.01, ge=0.0, le=1.0)
     shard_bytes: int = Field(128 * 2**20, ge=2**16)
     row_group_rows: int = Field(64, ge=1)
+    reader_bytes: int = Field(768 * 2**20, ge=2**20)
+    """Memory of the object store that each rank's stream may take; two tasks of 48 MiB at least."""
     synthetic: SyntheticSettings = SyntheticSettings()
 
 
@@ -125,6 +127,8 @@ class TrainSettings(Section):
     """Padded tokens a worker and step; wins over batch_size."""
     augmentation: Augmentation = "label-keeping"
     """Of waveforms. Without it, recordings of up to 7 s are not even decoded: ingest has kept their log-mel."""
+    out_of_domain: bool = False
+    """Train on rows of the out-of-domain sets too, which otherwise only measure what training has not seen."""
     max_tokens: int = Field(256, ge=16)
     """Longest prompt plus response, in tokens; a longer sample is an error that names it."""
     checkpoint_every: int = Field(100, ge=1)

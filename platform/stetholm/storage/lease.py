@@ -30,7 +30,7 @@ STALE_SECONDS = 240.0
 """A claim that was not written for so long is of a process that has died; longer than the storage's patience. By the
 server's clock alone."""
 _CHOOSING = "choosing"
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.5
 
 
 class LeaseHeld(StorageError):
@@ -75,6 +75,7 @@ class Lease:
             if other.number is not None:
                 raise LeaseHeld(f"{self.what}: {self._who(other)} is at it; wait until it is done")
             time.sleep(_POLL_SECONDS)
+            self._write(self._name)  # else the age of the other one's claim, measured by ours, would stand still
 
     def _first_other(self) -> _Claim | None:
         """A claim that comes before this one, or that has no number yet and so might; dead ones are removed."""

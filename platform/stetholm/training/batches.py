@@ -95,8 +95,8 @@ class StepBatches(IterableDataset[Batch]):
         """True once the last batch of all ranks has been given."""
         self.start_seconds = 0.0
         """How long the first rows took: the stream starts."""
-        self.wait_seconds = 0.0
-        """How long training has waited since then for rows and for making batches of them."""
+        self.waits: list[float] = []
+        """How long each step since then has waited for rows and for making a batch of them, in seconds."""
 
     def __iter__(self) -> Iterator[Batch]:
         started = time.perf_counter()
@@ -109,7 +109,7 @@ class StepBatches(IterableDataset[Batch]):
             ahead = next(groups, None)
             rows = group or []
             batch = self._collate(rows) | {"samples": [(row["epoch"], row["sample_id"]) for row in rows]}
-            self.wait_seconds += time.perf_counter() - asked
+            self.waits.append(time.perf_counter() - asked)
             self.at_end = not self._any_left(ahead is not None)
             yield batch
             group = ahead

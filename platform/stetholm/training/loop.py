@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -55,7 +56,7 @@ class TrainingLoop(TrainerCallback):
         self._ledger = Ledger.from_json(progress.ledger) if progress.ledger else Ledger()
         self._fresh = Ledger()
         self._saved_step = progress.step
-        self._started, self._waited = 0.0, 0.0
+        self._started, self._waits = 0.0, 0
         self._line = terminal.Progress(name, progress.steps, unit="steps") if is_first() else None
 
     def on_train_begin(
@@ -146,13 +147,15 @@ class TrainingLoop(TrainerCallback):
         self.progress.seconds += now - self._started
         self._started = now
         batches = self.trainer.batches
-        waited, self._waited = batches.wait_seconds - self._waited, batches.wait_seconds
-        parts = from_all((self._fresh.to_json(), waited, batches.start_seconds))
+        waits, self._waits = batches.waits[self._waits :], len(batches.waits)
+        parts = from_all((self._fresh.to_json(), waits, batches.start_seconds))
         for ledger, _, _ in parts:
             fresh = Ledger.from_json(ledger)
             self.progress.samples += len(fresh)
             self._ledger.merge(fresh)
-        self.progress.wait_seconds += max(waited for _, waited, _ in parts)
+        # Ranks step together: each step waits for the rank that waits longest.
+        steps = zip_longest(*(waits for _, waits, _ in parts), fillvalue=0.0)
+        self.progress.wait_seconds += sum(max(step) for step in steps)
         self.progress.start_seconds = max(started for _, _, started in parts)
         self._fresh = Ledger()
         self.progress.ledger = self._ledger.to_json()

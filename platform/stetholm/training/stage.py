@@ -18,6 +18,7 @@ from stetholm.storage import Storage
 from stetholm.training.entry import ray_worker
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import STATE_FOLDER, Lineage, code_version
+from stetholm.training.rows import require_rows
 
 
 def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[str, Any]:
@@ -58,10 +59,10 @@ def _job(settings: Settings, storage: Storage, stage: StageName) -> StageJob:
     if parent is not None and parent.startswith("s3://") and not storage.exists(f"{parent.rstrip('/')}/config.json"):
         raise UserError(f"model.init_from: there is no checkpoint at {parent}")
     manifest = Manifest.load(storage, corpus)
-    if manifest.split("train").rows == 0:
-        raise UserError(f"the corpus at {corpus} has no samples in its train split")
     lineage = Lineage(stage, settings.run.name, parent, corpus, manifest.sha256, code_version())
-    return StageJob(stage, settings, storage, corpus, lineage)
+    job = StageJob(stage, settings, storage, corpus, lineage)
+    require_rows(job)
+    return job
 
 
 def _pairs(settings: Settings, storage: Storage) -> str:

@@ -35,11 +35,12 @@ class Progress:
         loss_first: the first logged loss.
         loss_last: the last logged loss.
         seconds: time spent in steps, over all attempts.
-        wait_seconds: of these, waiting for data: the most that any worker waited, from its first batch on.
+        wait_seconds: of these, waiting for data: by step the worker that waited longest, from the first batch on.
         start_seconds: until the first batch was there, in the latest attempt.
         steps: planned steps of the whole run, and workers, by which they were planned.
         workers: see steps.
         target: [max_steps, epochs] for which they were planned.
+        corpus: SHA-256 of the manifest for which they were planned.
         ledger: the consumed sample ids: ``Ledger.to_json``.
     """
 
@@ -53,6 +54,7 @@ class Progress:
     steps: int = 0
     workers: int = 0
     target: list[float | None] = field(default_factory=list)
+    corpus: str = ""
     ledger: str = ""
 
 

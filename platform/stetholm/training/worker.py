@@ -14,13 +14,12 @@ import torch
 from transformers import PrinterCallback
 
 from stetholm.corpus.ledger import Ledger
-from stetholm.corpus.manifest import Manifest
 from stetholm.corpus.stream import CorpusStream
 from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor
 from stetholm.model.checkpoint import load_checkpoint, load_own_weights
 from stetholm.model.fresh import build_model
 from stetholm.model.lora import add_lora, set_trainable
-from stetholm.settings import AlignSettings, DpoSettings
+from stetholm.settings import DpoSettings
 from stetholm.training.arguments import trainer_arguments
 from stetholm.training.batches import BatchPlan, Row, StepBatches
 from stetholm.training.collate import Collate, Prepare, answers_of
@@ -29,6 +28,7 @@ from stetholm.training.lineage import write_lineage
 from stetholm.training.loop import Report, TrainingLoop
 from stetholm.training.precision import frozen_dtype, to_training_precision
 from stetholm.training.ranks import any_of_all, rank, world_size
+from stetholm.training.rows import training_rows
 from stetholm.training.state import Progress, load_training_state
 from stetholm.training.trainers import trainer_for
 
@@ -51,9 +51,10 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
     stream = _stream(job, in_stream, progress, world)
     rows = stream.rows if in_stream else partial(_prepared, stream, prepare)
     plan = BatchPlan(job.train.batch_size, job.train.tokens_per_batch)
-    if progress.workers != world or _target(job) != progress.target:
+    planned_for = (world, _target(job), job.lineage.corpus_sha256)
+    if planned_for != (progress.workers, progress.target, progress.corpus):
         progress.steps = progress.step + _steps(job, stream, plan, world, progress.step)
-        progress.workers, progress.target = world, _target(job)
+        progress.workers, progress.target, progress.corpus = planned_for
     if progress.step >= progress.steps:
         return
     with TemporaryDirectory(prefix="stetholm-train-") as scratch:
@@ -104,35 +105,15 @@ def _prepared(stream: CorpusStream, prepare: Prepare) -> Iterator[Row]:
 
 
 def _stream(job: StageJob, prepare: Prepare | None, progress: Progress, world: int) -> CorpusStream:
-    return CorpusStream(
-        job.storage,
-        job.corpus,
-        split="train",
-        seed=job.settings.run.seed,
-        epochs=_epochs(job, world),
-        rank=rank(),
-        world_size=world,
-        ledger=Ledger.from_json(progress.ledger) if progress.ledger else None,
-        extra_columns=("chosen", "rejected") if job.stage == "dpo" else (),
-        prepare=prepare,
-        augmentation=job.train.augmentation,
-        tasks=_tasks(job),
-    )
-
-
-def _tasks(job: StageJob) -> list[str] | None:
-    """The tasks that the stage trains on; None for all."""
-    if not isinstance(job.train, AlignSettings):
-        return None
-    there = Manifest.load(job.storage, job.corpus).split("train").counts.get("task", {})
-    return [task for task in job.train.tasks if task in there] or None
+    ledger = Ledger.from_json(progress.ledger) if progress.ledger else None
+    return training_rows(job, epochs=_epochs(job, world), rank=rank(), world_size=world, ledger=ledger, prepare=prepare)
 
 
 def _epochs(job: StageJob, world: int) -> int:
     """Epochs to plan: as many as set, or with max_steps as many as that many steps can use up."""
     if job.train.max_steps is None:
         return math.ceil(job.train.epochs)
-    rows = max(Manifest.load(job.storage, job.corpus).split("train").rows, 1)
+    rows = max(training_rows(job).rows_of(0), 1)
     # A padded sample has 16 tokens or more.
     a_step = job.train.tokens_per_batch // 16 if job.train.tokens_per_batch else job.train.batch_size
     return math.ceil(job.train.max_steps * a_step * world / rows) + 1

@@ -57,6 +57,22 @@ def test_what_makes_no_sense_is_rejected_and_the_rest_goes_on(tmp_path: Path) ->
     assert [found.patient for found in read(folder) if isinstance(found, Recording)] == ["103"]
 
 
+def test_the_official_table_of_diagnoses_and_times_that_make_no_sense(tmp_path: Path) -> None:
+    folder = publish(
+        tmp_path,
+        {
+            "101_1b1_Al_sc_Meditron.wav": "",
+            "101_1b1_Al_sc_Meditron.txt": "0.0 1.5 0 0\n",
+            "102_1b1_Al_sc_Meditron.wav": "",
+            "102_1b1_Al_sc_Meditron.txt": "2.0 1.5 0 0\n",
+            "ICBHI_Challenge_diagnosis.txt": "101\tBronchiectasis\n",
+        },
+    )
+    good, bad = read(folder)
+    assert isinstance(good, Recording) and good.labels["diagnosis"] == "Bronchiectasis"
+    assert isinstance(bad, Reject) and "line 1 is not" in bad.reason
+
+
 def test_another_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recording below the folder has a name of icbhi"):
         list(read(publish(tmp_path, {"a0001.wav": ""})))

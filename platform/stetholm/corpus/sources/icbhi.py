@@ -1,8 +1,9 @@
 """ICBHI 2017 Respiratory Sound Database: ``101_1b1_Al_sc_Meditron.wav`` beside a ``.txt`` with its cycles.
 
 A name is ``patient_index_site_mode_device``. Rows of a ``.txt`` are ``start end crackle wheeze`` (seconds, 0 or 1), a
-row a respiratory cycle. Each patient's diagnosis stands in ``patient_diagnosis.csv``, the official split in
-``ICBHI_challenge_train_test.txt``; the dataset is whole without either (rows of it are shared in that form).
+row a respiratory cycle. Each patient's diagnosis stands in ``patient_diagnosis.csv`` (commas) or
+``ICBHI_Challenge_diagnosis.txt`` (tabs), the official split in ``ICBHI_challenge_train_test.txt``; the dataset is whole
+without them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Literal, cast
 from stetholm.corpus.folder import AudioFolder
 from stetholm.corpus.recording import DIAGNOSIS, FINDING, STATUS, Event, Recording
 from stetholm.corpus.schema import Reject
-from stetholm.corpus.sources.tables import audio_files, csv_rows, find, read_text, require_any, stem
+from stetholm.corpus.sources.tables import audio_files, find, read_text, require_any, stem
+from stetholm.corpus.sources.timed import in_order, timed
 from stetholm.errors import UserError
 
 DATASET, LICENCE = "icbhi", "CC0-1.0"
@@ -68,18 +70,21 @@ def read(folder: AudioFolder) -> Iterator[Recording | Reject]:
 
 def _cycles(text: str) -> tuple[tuple[Event, ...], set[str]]:
     """The events of an annotation, and which of ``crackles`` and ``wheezes`` are among them."""
-    events, sounds = [], set()
+    events: list[Event] = []
+    sounds: set[str] = set()
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
             start, end, crackle, wheeze = line.split()
             heard = [label for label, flag in (("crackles", crackle), ("wheezes", wheeze)) if int(flag)]
-            events.append(Event(float(start), float(end), " and ".join(heard) or "no added sounds"))
+            events.append(timed(start, end, " and ".join(heard) or "no added sounds"))
         except ValueError:
             raise ValueError(f"line {number} is not 'start end crackle wheeze': {line[:80]!r}") from None
         sounds.update(heard)
-    return tuple(sorted(events, key=lambda event: event.start)), sounds
+    if not events:
+        raise ValueError("it holds no respiratory cycle")
+    return in_order(events), sounds
 
 
 def _labels(sounds: set[str], diagnosis: str | None) -> dict[str, str]:
@@ -93,10 +98,11 @@ def _labels(sounds: set[str], diagnosis: str | None) -> dict[str, str]:
 
 
 def _diagnoses(folder: AudioFolder, names: list[str]) -> dict[str, str]:
-    table = find(names, "patient_diagnosis.csv")
+    table = find(names, "patient_diagnosis.csv") or find(names, "ICBHI_Challenge_diagnosis.txt")
     if table is None:
         return {}
-    return {row["patient"]: row["diagnosis"] for _, row in csv_rows(folder, table, columns=("patient", "diagnosis"))}
+    rows = (re.split(r"[,;\s]+", line.strip(), maxsplit=1) for line in read_text(folder, table).splitlines())
+    return {row[0]: row[1].strip() for row in rows if len(row) == 2}
 
 
 def _splits(folder: AudioFolder, names: list[str]) -> dict[str, Literal["train", "test"]]:
@@ -105,6 +111,4 @@ def _splits(folder: AudioFolder, names: list[str]) -> dict[str, Literal["train",
     if table is None:
         return {}
     rows = (line.split() for line in read_text(folder, table).splitlines())
-    return {
-        stem(row[0]): cast(Literal["train", "test"], row[1]) for row in rows if row[1:] in (["train"], ["test"])
-    }
+    return {stem(row[0]): cast(Literal["train", "test"], row[1]) for row in rows if row[1:] in (["train"], ["test"])}

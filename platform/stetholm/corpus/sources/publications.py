@@ -93,13 +93,12 @@ def _folder(name: str, settings: Settings, storage: Storage) -> AudioFolder:
 
 
 def _inputs(name: str, settings: Settings, storage: Storage) -> dict[str, Any]:
-    files = _folder(name, settings, storage).files()
-    return {"files_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
+    folder = _folder(name, settings, storage)
+    stamps = sorted(folder.stamps(folder.files()).items())
+    return {"files_sha256": hashlib.sha256(json.dumps(stamps).encode()).hexdigest()}
 
 
-def _open(
-    name: str, settings: Settings, storage: Storage, scratch: Path, report: Report, earlier: Earlier
-) -> Source:
+def _open(name: str, settings: Settings, storage: Storage, scratch: Path, report: Report, earlier: Earlier) -> Source:
     folder = _folder(name, settings, storage)
     found = list(PUBLICATIONS[name].read(folder))
     recordings = [item for item in found if isinstance(item, Recording)]
