@@ -47,6 +47,7 @@ def quiet(dataset: D, *, preserve_order: bool = False, limits: ExecutionResource
     context: DataContext = dataset.context
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None  # only for its statistics, and not free
     context.raise_original_map_exception = True  # else a UserError in a task loses its message on the way
     # It would warn, once a process, that its bars are off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

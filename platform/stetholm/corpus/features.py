@@ -15,6 +15,7 @@ from ray import cloudpickle
 from stetholm.audio.augment import augment
 from stetholm.audio.features import N_FRAMES, N_MELS, log_mel
 from stetholm.corpus.derived import CLIP_SECONDS, read_clip, unpack_log_mel
+from stetholm.corpus.memory import keep_freed_memory
 from stetholm.settings import Augmentation
 
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
@@ -69,6 +70,7 @@ class Featurise:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Featurise a block."""
+        keep_freed_memory()
         features = [np.stack(list(self._spectrograms(row))) for row in _sounds(table)]
         bare = table.drop_columns([name for name in self.drop if name in table.column_names])
         bare = bare.append_column("recordings", pa.array([len(sounds) for sounds in features], pa.int32()))
