@@ -109,6 +109,10 @@ def test_bad_input_is_rejected_with_line_and_reason(tmp_path: Path, storage: Sto
     assert rejects.keys() == expected.keys()
     assert all(part in rejects[line] for line, part in expected.items())
     assert {row["source"] for row in table(storage, f"{result['output']}/rejects.parquet")} == {source}
+    # Again, with the same outcome for every line: the corpus stays as it is, to the byte.
+    before = {uri: storage.read_bytes(uri) for uri in storage.list(result["output"])}
+    assert ingest(with_corpus(settings, max_reject_fraction=0.9), storage) == result
+    assert {uri: storage.read_bytes(uri) for uri in storage.list(result["output"])} == before
 
 
 def test_too_many_rejects_end_the_job_and_say_why(tmp_path: Path, storage: Storage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from ray.data.exceptions import ExecutionTimeoutError
 
 from stetholm.audio.decode import AudioError, decode
 from stetholm.audio.features import crop, log_mel
@@ -17,6 +19,7 @@ from stetholm.audio.resample import resample
 from stetholm.corpus.datasource import SoundColumns
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.manifest import CorpusError, Manifest
+from stetholm.corpus.plan import Piece
 from stetholm.corpus.shards import write_corpus
 from stetholm.corpus.stream import CorpusStream, read_features
 from stetholm.job import find_user_error
@@ -222,3 +225,24 @@ def test_only_the_columns_that_are_needed_are_read(storage: Storage, corpus: str
     assert SoundColumns.needed(lengths) == ["audio_16khz", "log_mel"]
     assert SoundColumns.needed(lengths.slice(0, 2)) == ["log_mel"]
     assert SoundColumns.needed(lengths.slice(2)) == ["audio_16khz"]
+
+
+def test_a_stream_that_stands_still_goes_on_where_it_is(
+    storage: Storage, corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data's watchdog fires twice, each time after a block: nothing is lost, nothing comes twice."""
+    whole = ids(list(CorpusStream(storage, corpus, split="train", seed=3).rows()))
+    stream = CorpusStream(storage, corpus, split="train", seed=3)
+    tables, calls = stream._tables, []
+
+    def breaks(pieces: list[Piece]) -> Iterator[pa.Table]:
+        calls.append(len(pieces))
+        left = tables(pieces)
+        if len(calls) < 3:
+            yield next(left)
+            raise ExecutionTimeoutError("no progress")
+        yield from left
+
+    monkeypatch.setattr(stream, "_tables", breaks)
+    assert ids(list(stream.rows())) == whole
+    assert len(calls) == 3 and calls == sorted(calls, reverse=True)

@@ -85,6 +85,14 @@ def test_of_a_machine_that_fell_silent(storage: Storage, monkeypatch: pytest.Mon
         assert not any("lost" in name for name in storage.list(prefix))
 
 
+def test_of_a_machine_that_died_while_it_took_a_number(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "STALE_SECONDS", 2.0)
+    prefix = storage.join("test-lease/choosing")
+    storage.write_json(f"{prefix}/choosing-lost", {"host": "another"})
+    with lease(storage, prefix, "work"):  # after some waiting, as by our own clock nothing would ever change
+        assert not storage.exists(f"{prefix}/choosing-lost")
+
+
 def test_a_lost_lease_is_noticed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
     prefix = storage.join("test-lease/lost")

@@ -292,8 +292,8 @@ def test_every_third_request_refused_of_shards(flaky):
     write_corpus(storage, uri, {"train": given}, inputs={}, shard_bytes=600_000, row_group_rows=8)
     refused = handler.refused
     reader = CorpusStream(storage, uri, split="train", seed=0)._reader
-    index = [pair for shard in Manifest.load(storage, uri).splits["train"].shards for pair in reader.index(shard)]
-    assert [sample for sample, _ in index] == [row["sample_id"] for row in given]
+    index = [row for shard in Manifest.load(storage, uri).splits["train"].shards for row in reader.index(shard)]
+    assert [row.sample_id for row in index] == [row["sample_id"] for row in given]
     assert handler.refused > refused > 0
 
 
