@@ -195,8 +195,8 @@ class CorpusStream:
                 raise CorpusError(f"{self._reader.corpus_uri} has no column {column!r}; it has: {', '.join(there)}")
 
     def _tasks(self) -> int:
-        """Tasks at a time: this rank's share of the cores and one more, so that none stands still; within memory."""
-        share = data_cores() / self._world_size + 1
+        """Tasks at a time: this rank's share of the cores and two more, so that none stands still; within memory."""
+        share = data_cores() / self._world_size + 2
         return int(np.clip(share, 2, max(2, self._memory // BYTES_PER_TASK)))
 
     def _left_out(
