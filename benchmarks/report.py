@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from functools import cache
@@ -31,6 +32,12 @@ class Result:
         """The contract's JSON object."""
         figures = {**asdict(self), "ratio": self.ours / self.baseline, "device": device(), "versions": versions()}
         return json.dumps({key: _rounded(value) for key, value in figures.items()})
+
+
+def median_round(rounds: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Ours and the baseline of the round of the median ratio; a round is (ours, seconds to the start, baseline)."""
+    ours, _, baseline = sorted(rounds, key=lambda each: each[0] / each[2])[len(rounds) // 2]
+    return ours, baseline
 
 
 def device() -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
 from benchmarks.data.corpora import Format, batches, make, write_recordings
-from benchmarks.report import Result
+from benchmarks.report import Result, median_round
 from stetholm.audio.features import log_mel
 from stetholm.corpus.derived import read_clip
 from stetholm.corpus.features import sample_rng
@@ -40,7 +40,7 @@ def bare() -> Iterator[Result]:
         copies = training_copies(storage, uri)
         rounds = [(*stream_rate(storage, uri, epochs=200), loop_rate(copies)) for _ in range(ROUNDS)]
         kept, _ = stream_rate(storage, uri, epochs=400, training=False)
-    ours, _, loop = sorted(rounds, key=lambda each: each[0] / each[2])[ROUNDS // 2]
+    ours, loop = median_round(rounds)
     yield Result(
         "data/bare",
         ours,

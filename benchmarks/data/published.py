@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.data.bare import stream_rate
 from benchmarks.data.corpora import BATCH, MIXED, make, write_recordings
-from benchmarks.report import Result
+from benchmarks.report import Result, median_round
 from stetholm.ray_session import ray_session
 from stetholm.settings import StorageSettings
 from stetholm.storage import open_storage
@@ -65,7 +65,7 @@ def published() -> Iterator[Result]:
         ingested = time.perf_counter() - began
         paths = sorted(Path(folder).glob("*.wav"))
         rounds = [(*stream_rate(storage, uri, epochs=400), loader_rate(paths)) for _ in range(ROUNDS)]
-    ours, _, loader = sorted(rounds, key=lambda each: each[0] / each[2])[ROUNDS // 2]
+    ours, loader = median_round(rounds)
     yield Result(
         "data/published",
         ours,

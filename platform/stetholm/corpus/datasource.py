@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, repeat
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from pyarrow.fs import FileSystem
 from ray.data import DataContext, Dataset, ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from stetholm.corpus.derived import CLIP_SECONDS
-from stetholm.corpus.manifest import CorpusError, ShardInfo, SplitInfo
+from stetholm.corpus.manifest import ShardInfo, SplitInfo
+from stetholm.corpus.parquet import read_parquet
 from stetholm.corpus.plan import Piece
 from stetholm.storage import Storage
 
@@ -143,29 +142,8 @@ class ShardReader:
         return self._file(shard.path, shard.sha256, lambda file: list(file.schema_arrow.names))
 
     def _file(self, path: str, sha256: str, read: Callable[[pq.ParquetFile], T]) -> T:
-        """What ``read`` gives of a shard; after a fault that may pass, the file is opened and read anew."""
-        where = f"{self.corpus_uri}/{path}"
-        # Again by s3fs, which repeats each request by itself: where every third one fails, no whole read gets through.
-        ways = chain([self.storage.arrow_reader], repeat(self.storage.arrow_writer))
-        try:
-            return self.storage.patiently(lambda: read(self._open(next(ways)(), where, sha256)), f"reading {where}")
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise CorpusError(
-                f"{where} is missing or damaged ({str(error)[:200]}): ingest to a new corpus.uri"
-            ) from error
-
-    def _open(self, filesystem: FileSystem, where: str, sha256: str) -> pq.ParquetFile:
-        source = filesystem.open_input_file(self.storage.key(where))
-        file = pq.ParquetFile(source, metadata=_FOOTERS.get((where, sha256)), pre_buffer=True)
-        if len(_FOOTERS) >= _MAX_FOOTERS:
-            _FOOTERS.clear()
-        _FOOTERS[where, sha256] = file.metadata
-        return file
-
-
-_MAX_FOOTERS = 256
-_FOOTERS: dict[tuple[str, str], pq.FileMetaData] = {}
-"""Footers of shards that this process has opened. The checksum tells apart a corpus written anew at the same URI."""
+        """What ``read`` gives of a shard."""
+        return read_parquet(self.storage, f"{self.corpus_uri}/{path}", read, sha256)
 
 
 class PlanDatasource(Datasource):

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stetholm.corpus.derived import unpack_log_mel
+from stetholm.corpus.parquet import read_parquet
 from stetholm.corpus.recording import FINDING, STATUS
-from stetholm.corpus.survey import Known, Place, Survey, read_parquet
+from stetholm.corpus.survey import Known, Place, Survey
 from stetholm.storage import Storage
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from stetholm.corpus.catalog import read_catalog
 from stetholm.corpus.manifest import CorpusError, Manifest, ShardInfo
+from stetholm.corpus.parquet import read_parquet, whole
 from stetholm.corpus.schema import SPLITS
 from stetholm.storage import Storage
 
@@ -135,32 +136,8 @@ def read_survey(storage: Storage, corpus_uri: str) -> Survey:
             pairs.setdefault(split, []).extend(rows)
             for name, place in _places(shard, rows):
                 places.setdefault(name, place)
-    catalogue = _whole(lambda: list(read_catalog(storage, corpus_uri, manifest)), f"the catalogue of {corpus_uri}")
+    catalogue = whole(lambda: list(read_catalog(storage, corpus_uri, manifest)), f"the catalogue of {corpus_uri}")
     return Survey(corpus_uri, manifest, pairs, catalogue, _rejects(storage, corpus_uri), places)
-
-
-def read_parquet(storage: Storage, uri: str, read: Callable[[pq.ParquetFile], T]) -> T:
-    """What ``read`` gives of a Parquet file, of which only the parts that it asks for are fetched.
-
-    Raises:
-        CorpusError: the file is missing, damaged, or lacks a column.
-    """
-
-    def attempt() -> T:
-        source = storage.arrow_reader().open_input_file(storage.key(uri))
-        with pq.ParquetFile(source, pre_buffer=True) as file:
-            return read(file)
-
-    return _whole(lambda: storage.patiently(attempt, f"reading {uri}"), uri)
-
-
-def _whole(read: Callable[[], T], what: str) -> T:
-    try:
-        return read()
-    except FileNotFoundError:
-        raise CorpusError(f"{what} is missing, though the manifest names it: ingest the corpus again") from None
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise CorpusError(f"{what} cannot be read ({str(error)[:200]}): ingest the corpus again") from error
 
 
 def _texts(storage: Storage, corpus_uri: str, shard: ShardInfo) -> pa.Table:
@@ -180,7 +157,7 @@ def _rejects(storage: Storage, corpus_uri: str) -> Counter[str]:
     where = f"{corpus_uri}/rejects.parquet"
     if not storage.exists(where):
         return Counter()
-    table = _whole(lambda: pq.read_table(io.BytesIO(storage.read_bytes(where)), columns=["reason"]), where)
+    table = whole(lambda: pq.read_table(io.BytesIO(storage.read_bytes(where)), columns=["reason"]), where)
     return Counter(table["reason"].to_pylist())
 
 

@@ -68,7 +68,7 @@ def test_rows_that_make_no_sense(tmp_path: Path, row: str, reason: str) -> None:
 
 def test_names_that_make_no_sense(tmp_path: Path) -> None:
     assert list(read(publish(tmp_path, {f"{NAME}.wav": "", "steth_today.wav": ""}))) == [
-        Reject(f"{NAME}.wav", 0, f"there is no {NAME}_label.txt with its events"),
+        Reject(f"{NAME}_label.txt", 0, "is not there, though its recording is"),
         Reject("steth_today.wav", 0, "the name is not steth_day_time or trunc_day-time-site_piece"),
     ]
     with pytest.raises(UserError, match="no recording below the folder has a name of HF_Lung"):

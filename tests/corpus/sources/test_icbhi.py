@@ -51,7 +51,7 @@ def test_what_makes_no_sense_is_rejected_and_the_rest_goes_on(tmp_path: Path) ->
     rejects = [found for found in read(folder) if isinstance(found, Reject)]
     assert [(reject.source, reject.reason) for reject in rejects] == [
         ("101_1b1_Al_sc_Meditron.txt", "line 1 is not 'start end crackle wheeze': '0.0 1.5 yes no'"),
-        ("102_1b1_Ar_sc_Meditron.wav", "there is no 102_1b1_Ar_sc_Meditron.txt with its respiratory cycles"),
+        ("102_1b1_Ar_sc_Meditron.txt", "is not there, though its recording is"),
         ("readme_of_somebody.wav", "the name is not patient_index_site_mode_device"),
     ]
     assert [found.patient for found in read(folder) if isinstance(found, Recording)] == ["103"]

@@ -15,8 +15,8 @@ from typing import Literal
 from stetholm.corpus.folder import AudioFolder
 from stetholm.corpus.recording import FINDING, STATUS, Event, Recording
 from stetholm.corpus.schema import Reject
-from stetholm.corpus.sources.tables import audio_files, read_text, require_any, stem
-from stetholm.errors import UserError
+from stetholm.corpus.sources.tables import audio_files, require_any, stem
+from stetholm.corpus.sources.timed import annotation
 
 DATASET, LICENCE = "hf_lung", "CC-BY-NC-4.0"
 DEVICES = {"steth": "Littmann 3200", "trunc": "HF-Type-1"}
@@ -50,14 +50,9 @@ def read(folder: AudioFolder) -> Iterator[Recording | Reject]:
         if match is None:
             yield Reject(name, 0, "the name is not steth_day_time or trunc_day-time-site_piece")
             continue
-        annotation = f"{name.rpartition('.')[0]}_label.txt"
-        if annotation not in there:
-            yield Reject(name, 0, f"there is no {annotation} with its events")
-            continue
-        try:
-            events = _events(read_text(folder, annotation))
-        except (ValueError, UserError) as error:
-            yield Reject(annotation, 0, str(error))
+        events = annotation(folder, there, f"{name.rpartition('.')[0]}_label.txt", _events)
+        if isinstance(events, Reject):
+            yield events
             continue
         kind = match["kind"] or match["kind2"]
         yield Recording(

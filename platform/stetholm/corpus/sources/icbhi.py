@@ -16,8 +16,7 @@ from stetholm.corpus.folder import AudioFolder
 from stetholm.corpus.recording import DIAGNOSIS, FINDING, STATUS, Event, Recording
 from stetholm.corpus.schema import Reject
 from stetholm.corpus.sources.tables import audio_files, find, read_text, require_any, stem
-from stetholm.corpus.sources.timed import in_order, timed
-from stetholm.errors import UserError
+from stetholm.corpus.sources.timed import annotation, in_order, timed
 
 DATASET, LICENCE = "icbhi", "CC0-1.0"
 SITES = {
@@ -50,15 +49,11 @@ def read(folder: AudioFolder) -> Iterator[Recording | Reject]:
         if match is None:
             yield Reject(name, 0, "the name is not patient_index_site_mode_device")
             continue
-        annotation = f"{name.rpartition('.')[0]}.txt"
-        if annotation not in there:
-            yield Reject(name, 0, f"there is no {annotation} with its respiratory cycles")
+        found = annotation(folder, there, f"{name.rpartition('.')[0]}.txt", _cycles)
+        if isinstance(found, Reject):
+            yield found
             continue
-        try:
-            events, sounds = _cycles(read_text(folder, annotation))
-        except (ValueError, UserError) as error:
-            yield Reject(annotation, 0, str(error))
-            continue
+        events, sounds = found
         labels = _labels(sounds, diagnoses.get(match["patient"]))
         yield Recording(
             name, DATASET, "lung", match["patient"], LICENCE,

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import TypeVar
 
+from stetholm.corpus.folder import AudioFolder
 from stetholm.corpus.recording import Event
+from stetholm.corpus.schema import Reject
+from stetholm.corpus.sources.tables import read_text
+from stetholm.errors import UserError
+
+T = TypeVar("T")
 
 
 def timed(start: str, end: str, label: str) -> Event:
@@ -48,3 +55,20 @@ def timed_rows(text: str, labels: Mapping[str, str | None]) -> tuple[Event, ...]
         if label is not None:
             events.append(event)
     return in_order(events)
+
+
+def annotation(folder: AudioFolder, there: Container[str], name: str, parse: Callable[[str], T]) -> T | Reject:
+    """What ``parse`` makes of the annotation ``name`` of a recording, or why there is none to go by.
+
+    Args:
+        folder: where it lies.
+        there: names of all files.
+        name: of the annotation.
+        parse: raises a ValueError that says what is wrong.
+    """
+    if name not in there:
+        return Reject(name, 0, "is not there, though its recording is")
+    try:
+        return parse(read_text(folder, name))
+    except (ValueError, UserError) as error:
+        return Reject(name, 0, str(error))
