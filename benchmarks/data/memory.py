@@ -14,8 +14,7 @@ import psutil
 from benchmarks.data.bare import FORMATS
 from benchmarks.data.corpora import make, write_recordings
 from benchmarks.report import Result
-from stetholm.corpus.manifest import Manifest, ShardInfo, SplitInfo
-from stetholm.corpus.shards import shard_path
+from stetholm.corpus.manifest import Manifest, ShardInfo, SplitInfo, part_path
 from stetholm.corpus.stream import CorpusStream, read_features
 from stetholm.demo.footprint import memory
 from stetholm.ray_session import ray_session
@@ -54,7 +53,7 @@ def grow(storage: Storage, uri: str, size: int) -> str:
     target, total = f"{uri}-{size // GB}gb", 0
     while total < size:
         shard = shards[len(copies) % len(shards)]
-        path = shard_path("train", len(copies))
+        path = part_path("train", len(copies), shard.sha256)
         storage.fs.copy(storage.key(f"{uri}/{shard.path}"), storage.key(f"{target}/{path}"))
         copies.append(replace(shard, path=path))
         total += shard.bytes
@@ -69,7 +68,7 @@ def read(storage: Storage, uri: str) -> int:
         peaks: list[int] = []
         watch = threading.Thread(target=_watch, args=(peaks, done))
         watch.start()
-        stream = CorpusStream(storage, uri, split="train", seed=0)
+        stream = CorpusStream(storage, uri, split="train", seed=0, from_waveforms=True)
         started, rows = time.perf_counter(), 0
         try:
             for row in stream.rows():

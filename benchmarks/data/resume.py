@@ -30,7 +30,7 @@ def resume() -> Iterator[Result]:
         uri = make(storage, "bench-resume", jsonl)
         ledger = Ledger()
         began = time.perf_counter()
-        stream = CorpusStream(storage, uri, split="train", seed=0)
+        stream = CorpusStream(storage, uri, split="train", seed=0, from_waveforms=True)
         rows = stream.rows()
         for row in islice(rows, int(SHARE * stream.rows_of(0))):
             ledger.add(0, [row["sample_id"]])
@@ -41,7 +41,7 @@ def resume() -> Iterator[Result]:
     with ray_session():  # a new Ray, with nothing of the first in its memory
         began = time.perf_counter()
         restored = Ledger.from_json(storage.read_text(saved))
-        left = CorpusStream(storage, uri, split="train", seed=0, ledger=restored)
+        left = CorpusStream(storage, uri, split="train", seed=0, ledger=restored, from_waveforms=True)
         ready = batches(left)
         next(ready)
         ours = time.perf_counter() - began

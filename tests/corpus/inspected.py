@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from stetholm.audio.decode import decode, encode_flac
-from stetholm.corpus.catalog import part_path, write_part
+from stetholm.corpus.catalog import write_part
 from stetholm.corpus.manifest import Manifest
 from stetholm.corpus.shards import sample_id, write_corpus, write_rejects
 from stetholm.storage import Storage
@@ -66,9 +66,8 @@ def make(
     """Write the corpus ``test-inspect/<name>``; returns its URI."""
     uri = storage.join("test-inspect", name)
     manifest = write_corpus(storage, uri, splits, inputs={}, row_group_rows=2, rejected=len(rejects), **options)
-    write_rejects(storage, uri, [{"source": "s", "line": 1, "reason": reason, "reader": "r"} for reason in rejects])
+    write_rejects(storage, uri, [{"source": "s", "line": 1, "reason": reason, "origin": "r"} for reason in rejects])
     if catalogue:
-        write_part(storage, uri, part_path(0), catalogue)
-        replace(manifest, catalog=[part_path(0)]).save(storage, uri)
+        replace(manifest, catalog=[write_part(storage, uri, 0, catalogue)]).save(storage, uri)
     assert Manifest.load(storage, uri).rows == manifest.rows
     return uri

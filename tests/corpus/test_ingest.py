@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import threading
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import soundfile
 
 from stetholm.audio.decode import decode
+from stetholm.corpus import ingest as ingest_module
 from stetholm.corpus.catalog import read_catalog
 from stetholm.corpus.ingest import ingest
 from stetholm.corpus.manifest import CorpusError, Manifest
@@ -212,7 +215,8 @@ def test_a_corpus_of_two_sources(tmp_path: Path, storage: Storage) -> None:
     result = ingest(with_corpus(settings, source="icbhi", jsonl=None, audio=folder.root), storage)
     manifest = Manifest.load(storage, uri)
     assert result["recordings"] == 3 and manifest.inputs["sources"].keys() == {"stethobench", "icbhi"}
-    assert [row["reader"] for row in table(storage, f"{uri}/rejects.parquet")] == ["stethobench"]
+    origins = [row["origin"] for row in table(storage, f"{uri}/rejects.parquet")]
+    assert origins == [f"stethobench {settings.corpus.jsonl}"]
     recordings = {row["filename"]: row for row in read_catalog(storage, uri, manifest)}
     first = recordings["101_1b1_Al_sc_Meditron.wav"]
     assert (first["patient"], first["licence"], first["labels"]["finding"]) == ("101", "CC0-1.0", "crackles")
@@ -257,6 +261,37 @@ def test_two_at_once_one_wins(tmp_path: Path, storage: Storage) -> None:
     assert len(rows_of(storage, done[0]["output"])) == 40
 
 
+def test_one_that_wakes_after_another_took_its_lease_leaves_that_ones_corpus_whole(
+    tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = write_source(tmp_path / "ingest-woken", [pair("0.wav", number) for number in range(6)])
+    uri = storage.join("runs/ingest-woken/corpus")
+    write = ingest_module.write_shards
+
+    def sleep_first(*arguments: Any) -> Any:
+        monkeypatch.setattr(ingest_module, "write_shards", write)
+        storage.remove_dir(f"{uri}/ingest-lease")  # as one who finds it stale does
+        write_source(tmp_path / "ingest-woken", [pair("1.wav", number) for number in range(4)], recordings=0)
+        ingest(settings, storage)
+        return write(*arguments)
+
+    monkeypatch.setattr(ingest_module, "write_shards", sleep_first)
+    with pytest.raises(LeaseHeld, match="lost its lease"):
+        ingest(settings, storage)
+    assert len(rows_of(storage, uri)) == 4
+    for shard in Manifest.load(storage, uri).split("train").shards:
+        assert hashlib.sha256(storage.read_bytes(f"{uri}/{shard.path}")).hexdigest() == shard.sha256
+
+
+def test_rejects_of_one_list_outlive_the_next(tmp_path: Path, storage: Storage) -> None:
+    first = with_corpus(write_source(tmp_path / "ingest-lists", [pair("0.wav"), b"{}"]), max_reject_fraction=0.9)
+    second = tmp_path / "second.jsonl"
+    second.write_text(json.dumps(pair("1.wav")) + "\n[]\n")
+    uri = ingest(first, storage)["output"]
+    assert ingest(with_corpus(first, jsonl=str(second)), storage)["rejected"] == 2
+    assert [row["source"] for row in table(storage, f"{uri}/rejects.parquet")] == [first.corpus.jsonl, str(second)]
+
+
 def test_an_attempt_that_broke_off_is_overwritten(tmp_path: Path, storage: Storage) -> None:
     settings = write_source(tmp_path / "ingest-broken", [pair("0.wav", number) for number in range(3)])
     uri = storage.join("runs/ingest-broken/corpus")
@@ -264,7 +299,8 @@ def test_an_attempt_that_broke_off_is_overwritten(tmp_path: Path, storage: Stora
     storage.write_bytes(f"{uri}/train/part-00007.parquet", b"of an earlier attempt")
     assert ingest(settings, storage)["pairs"] == 3
     assert len(rows_of(storage, uri)) == 3
-    assert storage.list(f"{uri}/train") == [f"{uri}/train/part-00000.parquet"]
+    (shard,) = Manifest.load(storage, uri).split("train").shards
+    assert storage.list(f"{uri}/train") == [f"{uri}/{shard.path}"]
 
 
 def test_same_inputs_same_shards_from_disk_and_from_storage(tmp_path: Path, storage: Storage) -> None:

@@ -268,14 +268,16 @@ def test_a_corpus_that_is_not_whole(storage: Storage) -> None:
     with pytest.raises(CorpusError, match="no corpus at"):
         read_survey(storage, storage.join("test-inspect/none"))
     uri = make(storage, "torn", one_each(), [entry("a"), entry("b")])
-    storage.fs.rm_file(storage.key(f"{uri}/recordings/part-00000.parquet"))
-    with pytest.raises(UserError, match=r"nothing at .*/recordings/part-00000\.parquet"):
+    manifest = Manifest.load(storage, uri)
+    storage.fs.rm_file(storage.key(f"{uri}/{manifest.catalog[0]}"))
+    with pytest.raises(UserError, match=r"nothing at .*/recordings/part-00000-\w{8}\.parquet"):
         read_survey(storage, uri)
-    storage.write_bytes(f"{uri}/test/part-00000.parquet", b"no parquet at all")
-    with pytest.raises(CorpusError, match=r"part-00000\.parquet cannot be read"):
+    shard = f"{uri}/{manifest.split('test').shards[0].path}"
+    storage.write_bytes(shard, b"no parquet at all")
+    with pytest.raises(CorpusError, match=r"part-00000-\w{8}\.parquet cannot be read"):
         read_survey(storage, uri)
-    storage.fs.rm_file(storage.key(f"{uri}/test/part-00000.parquet"))
-    with pytest.raises(CorpusError, match=r"part-00000\.parquet is missing"):
+    storage.fs.rm_file(storage.key(shard))
+    with pytest.raises(CorpusError, match=r"part-00000-\w{8}\.parquet is missing"):
         read_survey(storage, uri)
     with pytest.raises(CorpusError, match="holds no pairs"):
         read_survey(storage, make(storage, "empty", {"train": []}))

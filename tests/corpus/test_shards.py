@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stetholm.audio.decode import decode
-from stetholm.corpus.derived import derive
+from stetholm.corpus.derived import Derived, derive
 from stetholm.corpus.manifest import CorpusError, Manifest
 from stetholm.corpus.manifest import uri as manifest_uri
 from stetholm.corpus.schema import Reject
@@ -51,7 +51,7 @@ def test_rows_come_back_in_order(storage: Storage) -> None:
     missing = dict.fromkeys(("site", "device", "model"))
     derived = [[derive(decode(sound)) for sound in row["audio"]] for row in train]
     for row, sounds in zip(back, derived, strict=True):
-        assert list(zip(row.pop("audio_16khz"), row.pop("log_mel"), strict=True)) == sounds
+        assert list(zip(*(row.pop(name) for name in Derived._fields), strict=True)) == sounds
         assert row.pop("seconds") == pytest.approx([0.2] * len(sounds))
     assert back == [{**missing, **row, "split": "train"} for row in train]
 
@@ -66,7 +66,7 @@ def test_arrow_tables(storage: Storage) -> None:
     uri = storage.join("test-shards-tables")
     table = pa.Table.from_pylist([{**row, "split": "train"} for row in rows(5)], schema=SCHEMA)
     manifest = write_corpus(storage, uri, {"train": [table, table.slice(0, 0)]}, inputs={})
-    kept = [name for name in SCHEMA.names if name not in ("seconds", "audio_16khz", "log_mel")]  # derived where missing
+    kept = [name for name in SCHEMA.names if name not in ("seconds", *Derived._fields)]  # derived where missing
     back = read(storage, f"{uri}/{manifest.splits['train'].shards[0].path}")
     assert back.select(kept).equals(table.select(kept))
     assert write_corpus(storage, uri, {"train": [back]}, inputs={}).splits == manifest.splits
@@ -110,11 +110,11 @@ def test_bad_manifest(storage: Storage, text: str) -> None:
 @pytest.mark.parametrize("rejects", [[], [Reject("a.jsonl", 3, "why"), Reject("a.jsonl", 9, "because")]])
 def test_rejects(storage: Storage, rejects: list[Reject]) -> None:
     uri = storage.join(f"test-shards-rejects-{len(rejects)}")
-    where = write_rejects(storage, uri, merge_rejects(storage, uri, "stethobench", rejects))
-    assert read(storage, where).column_names == ["source", "line", "reason", "reader"]
-    # Another reader's stay, this one's are those of its latest ingest.
-    write_rejects(storage, uri, merge_rejects(storage, uri, "icbhi", [Reject("b.wav", 0, "bad")]))
-    write_rejects(storage, uri, merge_rejects(storage, uri, "stethobench", rejects))
+    where = write_rejects(storage, uri, merge_rejects(storage, uri, False, "stethobench a.jsonl", rejects))
+    assert read(storage, where).column_names == ["source", "line", "reason", "origin"]
+    # Those of other origins stay, this one's are those of its latest ingest.
+    write_rejects(storage, uri, merge_rejects(storage, uri, True, "icbhi b", [Reject("b.wav", 0, "bad")]))
+    write_rejects(storage, uri, merge_rejects(storage, uri, True, "stethobench a.jsonl", rejects))
     found = [Reject(row["source"], row["line"], row["reason"]) for row in read(storage, where).to_pylist()]
     assert found == [Reject("b.wav", 0, "bad"), *rejects]
 

@@ -209,22 +209,24 @@ def test_only_in_domain(storage: Storage) -> None:
 
 
 def test_only_the_columns_that_are_needed_are_read(storage: Storage, corpus: str) -> None:
-    """What a stream asks of storage: with augmentation the training copy, else the kept log-mel where it serves."""
+    """What a stream asks of storage: with augmentation the training copy, else what is kept of log-mels."""
     read = {
         name: CorpusStream(storage, corpus, split="train", seed=0, **options)._reader.sounds
         for name, options in (
             ("evaluation", {"training": False}),
             ("augmented", {"augmentation": "label-keeping"}),
             ("plain", {}),
+            ("anew", {"from_waveforms": True}),
         )
     }
     assert read["evaluation"].always == ("log_mel",) and not read["evaluation"].by_length
     assert read["augmented"].always == ("audio_16khz",) and not read["augmented"].by_length
+    assert read["anew"] == read["augmented"]
     assert read["plain"].always == () and read["plain"].by_length
     lengths = pa.chunked_array([[[3.0], [2.0, 7.0]], [[9.0]]])
-    assert SoundColumns.needed(lengths) == ["audio_16khz", "log_mel"]
+    assert SoundColumns.needed(lengths) == ["decibels", "log_mel"]
     assert SoundColumns.needed(lengths.slice(0, 2)) == ["log_mel"]
-    assert SoundColumns.needed(lengths.slice(2)) == ["audio_16khz"]
+    assert SoundColumns.needed(lengths.slice(2)) == ["decibels"]
 
 
 def test_a_stream_that_stands_still_goes_on_where_it_is(

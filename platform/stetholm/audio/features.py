@@ -16,9 +16,11 @@ SAMPLE_RATE = 16_000
 CLIP_SAMPLES = 7 * SAMPLE_RATE
 N_MELS = 64
 N_FRAMES = 218
+CLIP_FRAMES = N_FRAMES + 1
+"""Frames of a clip; the published model sees all but the last."""
 
 _N_FFT = 1024
-_HOP = 512
+HOP = 512
 FMIN, FMAX = 50.0, 8000.0
 _FRAMES_AT_ONCE = 32
 """Few enough for the processor's cache, and for memory that the system does not have to hand out anew each time, which
@@ -48,18 +50,30 @@ def log_mel(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     80 dB below it, so the result does not depend on the gain. The extremes are taken over all 219 frames of
     the clip, of which the published model sees the first 218. A constant spectrogram (silence) gives zeros.
     """
-    decibels = _decibels(_mel_power(crop(waveform)))
-    low, high = decibels.min(), decibels.max()
+    return normalise(mel_decibels(crop(waveform)))
+
+
+def mel_decibels(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mel power of ``waveform`` ``(n,)`` at 16 kHz in decibels, not below -100 dB: float32 ``(64, 1 + n // 512)``.
+
+    Frames are centred, 32 ms apart, and hear silence before the beginning and after the end.
+    """
+    return np.multiply(10.0, np.log10(np.maximum(_AMIN, _mel_power(waveform))), dtype=np.float32)
+
+
+def normalise(decibels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The image that the model sees ``(64, 218)``, from the :func:`mel_decibels` of a clip ``(64, 219)``."""
+    high = decibels.max()
+    low = max(decibels.min(), high - np.float32(_TOP_DB))
     if high <= low:
         return np.zeros((N_MELS, N_FRAMES), np.float32)
-    scaled = (decibels[:, :N_FRAMES] - low) / (high - low)
+    scaled = (np.maximum(decibels[:, :N_FRAMES], low) - low) / (high - low)
     return np.ascontiguousarray(scaled, dtype=np.float32)
 
 
-def _mel_power(clip: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mel power ``(64, 219)`` of centred frames, zero-padded at both ends."""
-    padded = np.pad(clip, _N_FFT // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _N_FFT)[::_HOP]
+def _mel_power(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    padded = np.pad(waveform, _N_FFT // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _N_FFT)[::HOP]
     mel = np.empty((N_MELS, len(frames)), np.float32)
     for start in range(0, len(frames), _FRAMES_AT_ONCE):
         # In double precision: quiet bands lie up to 80 dB below the loudest of the same frame.
@@ -67,13 +81,6 @@ def _mel_power(clip: NDArray[np.float32]) -> NDArray[np.float32]:
         power = spectrum.real**2 + spectrum.imag**2
         mel[:, start : start + len(power)] = _mel_filters() @ power.T.astype(np.float32)
     return mel
-
-
-def _decibels(power: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Decibels relative to the maximum, floored 80 dB below it (librosa's ``power_to_db(ref=max)``)."""
-    decibels = 10.0 * np.log10(np.maximum(_AMIN, power))
-    decibels -= 10.0 * np.log10(max(_AMIN, float(power.max())))
-    return np.maximum(decibels, decibels.max() - _TOP_DB)
 
 
 @cache

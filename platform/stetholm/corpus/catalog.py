@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stetholm.corpus.manifest import Manifest
+from stetholm.corpus.manifest import Manifest, part_path
 from stetholm.storage import Storage
 
 FOLDER = "recordings"
@@ -38,16 +39,14 @@ SCHEMA = pa.schema(
 )
 
 
-def part_path(number: int) -> str:
-    """Where the rows of ingest ``number`` (from 0) lie below the corpus URI."""
-    return f"{FOLDER}/part-{number:05d}.parquet"
-
-
-def write_part(storage: Storage, corpus_uri: str, path: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the recordings of one ingest."""
+def write_part(storage: Storage, corpus_uri: str, number: int, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write the recordings of ingest ``number`` (from 0); where they lie below the corpus URI."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), sink, compression="zstd")
-    storage.write_bytes(f"{corpus_uri}/{path}", sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    path = part_path(FOLDER, number, hashlib.sha256(data).hexdigest())
+    storage.write_bytes(f"{corpus_uri}/{path}", data)
+    return path
 
 
 def read_catalog(storage: Storage, corpus_uri: str, manifest: Manifest) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from ray.data import DataContext, Dataset, ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from stetholm.corpus.derived import CLIP_SECONDS
+from stetholm.corpus.derived import longer_than_clip
 from stetholm.corpus.manifest import ShardInfo, SplitInfo
 from stetholm.corpus.parquet import read_parquet
 from stetholm.corpus.plan import Piece
@@ -89,7 +89,7 @@ class SoundColumns:
 
     Attributes:
         always: these.
-        by_length: and the log-mel where no recording is longer than a clip, the training copy where one is.
+        by_length: and the log-mels of clips where a recording is no longer, the decibels of all of it where one is.
     """
 
     always: tuple[str, ...] = ()
@@ -98,8 +98,8 @@ class SoundColumns:
     @staticmethod
     def needed(seconds: pa.ChunkedArray) -> list[str]:
         """Columns for recordings of these lengths (a list a row)."""
-        longer = [each > CLIP_SECONDS for row in seconds.to_pylist() for each in row]
-        return [name for name, wanted in (("audio_16khz", any(longer)), ("log_mel", not all(longer))) if wanted]
+        longer = [longer_than_clip(each) for row in seconds.to_pylist() for each in row]
+        return [name for name, wanted in (("decibels", any(longer)), ("log_mel", not all(longer))) if wanted]
 
 
 @dataclass(frozen=True)

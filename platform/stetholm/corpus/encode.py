@@ -16,7 +16,7 @@ import ray
 
 from stetholm.audio.decode import AudioError, decode, encode_flac
 from stetholm.corpus.datasource import quiet
-from stetholm.corpus.derived import derive
+from stetholm.corpus.derived import Derived, derive
 from stetholm.corpus.folder import AudioFolder, RecordingError
 from stetholm.corpus.shards import SOUNDS
 from stetholm.settings import AudioSettings
@@ -29,8 +29,7 @@ _SCHEMA = pa.schema(
         ("filename", pa.string()),
         ("recording_id", pa.string()),
         ("audio", pa.binary()),
-        ("audio_16khz", pa.binary()),
-        ("log_mel", pa.binary()),
+        *((name, pa.binary()) for name in Derived._fields),
         ("rate", pa.int32()),
         ("seconds", pa.float32()),
         ("bytes", pa.int64()),
@@ -49,7 +48,7 @@ class Encoded:
     """Hz."""
     seconds: float
     bytes: int
-    """Of the FLAC, the training copy and the log-mel."""
+    """Of the FLAC and what follows from it."""
     block: int
     """Index into :attr:`Encodings.blocks`."""
     row: int
@@ -92,18 +91,17 @@ class EncodeRecordings:
             data = self.folder.read(name, self.limits.max_bytes)
             sound = decode(data, self.limits)
             flac = encode_flac(sound)
-            copy, mel = derive(sound)
+            derived = derive(sound)
         except (RecordingError, AudioError) as error:
             return {"filename": name, "bytes": 0, "reason": str(error)}
         return {
             "filename": name,
             "recording_id": hashlib.sha256(data).hexdigest(),
             "audio": flac,
-            "audio_16khz": copy,
-            "log_mel": mel,
+            **derived._asdict(),
             "rate": sound.rate,
             "seconds": len(sound.samples) / sound.rate,
-            "bytes": len(flac) + len(copy) + len(mel),
+            "bytes": len(flac) + sum(map(len, derived)),
         }
 
 

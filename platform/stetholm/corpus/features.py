@@ -14,7 +14,7 @@ from ray import cloudpickle
 
 from stetholm.audio.augment import augment
 from stetholm.audio.features import N_FRAMES, N_MELS, log_mel
-from stetholm.corpus.derived import CLIP_SECONDS, read_clip, unpack_log_mel
+from stetholm.corpus.derived import Derived, crop_decibels, longer_than_clip, read_clip, unpack_log_mel
 from stetholm.corpus.memory import keep_freed_memory
 from stetholm.settings import Augmentation
 
@@ -81,13 +81,13 @@ class Featurise:
     def _spectrograms(self, row: _Row) -> Iterator[NDArray[np.float32]]:
         """One of each recording of a row: the kept one where it is what would be computed."""
         rng = sample_rng(self.seed, row.epoch, row.sample_id) if self.training else None
-        augmented = rng is not None and self.augmentation != "none"
-        for seconds, copy, packed in zip(row.seconds, row.copies, row.log_mels, strict=True):
-            if packed is not None and not augmented and (rng is None or seconds <= CLIP_SECONDS):
+        for seconds, copy, packed, decibels in zip(row.seconds, row.copies, row.log_mels, row.decibels, strict=True):
+            if rng is not None and copy is not None:
+                yield log_mel(augment(read_clip(copy, rng), rng, self.augmentation))
+            elif rng is not None and longer_than_clip(seconds):
+                yield crop_decibels(decibels, rng)
+            else:
                 yield unpack_log_mel(packed)
-                continue
-            clip = read_clip(copy, rng)
-            yield log_mel(augment(clip, rng, self.augmentation) if rng is not None and augmented else clip)
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,16 @@ class _Row:
     seconds: list[float]
     copies: list[Any]
     log_mels: list[Any]
+    decibels: list[Any]
 
 
 def _sounds(table: pa.Table) -> Iterator[_Row]:
     facts = table.select(["sample_id", "epoch", "seconds"]).to_pylist()
-    columns = [_buffers(table, name) for name in ("audio_16khz", "log_mel")]
+    columns = [_buffers(table, name) for name in Derived._fields]
     for row, *sounds in zip(facts, *columns, strict=True):
         seconds = row["seconds"]
-        copies, log_mels = (found if found is not None else [None] * len(seconds) for found in sounds)
-        yield _Row(row["sample_id"], row["epoch"], seconds, copies, log_mels)
+        known = (found if found is not None else [None] * len(seconds) for found in sounds)
+        yield _Row(row["sample_id"], row["epoch"], seconds, *known)
 
 
 def _buffers(table: pa.Table, name: str) -> list[list[pa.Buffer] | None]:

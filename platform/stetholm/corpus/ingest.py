@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stetholm.corpus import manifest as manifests
-from stetholm.corpus.catalog import part_path, write_part
+from stetholm.corpus.catalog import write_part
 from stetholm.corpus.encode import Encodings, encode_recordings
 from stetholm.corpus.growth import Standing, check_growth, grown, pair_id, standing
 from stetholm.corpus.manifest import Manifest
@@ -105,7 +105,8 @@ def _make(
         good = known | {filename: encoded.recording_id for filename, encoded in encodings.good.items()}
         samples, more = resolve(entries, good, encodings, before.samples)
         total, rejects = len(entries) + len(rejects), rejects + more
-        all_rejects = merge_rejects(storage, uri, name, rejects)
+        held.check()
+        all_rejects = merge_rejects(storage, uri, there is not None, _origin(settings), rejects)
         where = write_rejects(storage, uri, all_rejects)
         check_rejects(rejects, total, settings.corpus.max_reject_fraction, where)
         if there is not None and not samples and len(all_rejects) == there.rejected:
@@ -113,14 +114,19 @@ def _make(
         splits = write_shards(settings, storage, uri, plan_shards(samples, settings, there), encodings)
         ids = before.recordings | {recording.recording_id for sample in samples for recording in sample.recordings}
         rows = catalog_rows(entries, source, encodings, name, ids)
-    parts = [part_path(len(there.catalog) if there else 0)] if rows else []
-    for part in parts:
-        write_part(storage, uri, part, rows)
+    parts = [write_part(storage, uri, len(there.catalog) if there else 0, rows)] if rows else []
     manifest = grown(there, splits, inputs=inputs, catalog=parts, recordings=len(ids), rejected=len(all_rejects))
     held.check()
-    remove_strays(storage, uri, manifest)
     manifest.save(storage, uri)
+    held.check()  # what a process that lost its lease takes for strays may be another one's shards
+    remove_strays(storage, uri, manifest)
     return manifest
+
+
+def _origin(settings: Settings) -> str:
+    """Where pairs come from: what is rejected of one list is not forgotten when another one is read."""
+    corpus = settings.corpus
+    return " ".join(filter(None, (source_name(settings), corpus.jsonl or corpus.audio)))
 
 
 def _open_source(settings: Settings, storage: Storage, scratch: Path, before: Standing) -> Source:

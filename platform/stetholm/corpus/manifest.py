@@ -13,7 +13,7 @@ from typing import Any
 from stetholm.errors import UserError
 from stetholm.storage import Storage
 
-VERSION = 2
+VERSION = 3
 NAME = "manifest.json"
 
 
@@ -26,7 +26,7 @@ class ShardInfo:
     """One Parquet file of a split."""
 
     path: str
-    """Below the corpus URI, e.g. ``train/part-00000.parquet``."""
+    """Below the corpus URI, e.g. ``train/part-00000-d3adbeef.parquet``."""
     rows: int
     row_groups: list[int]
     """Rows of each row group."""
@@ -126,6 +126,14 @@ def uri(corpus_uri: str) -> str:
 
 def _split(raw: Mapping[str, Any]) -> SplitInfo:
     return SplitInfo([ShardInfo(**shard) for shard in raw["shards"]], raw["counts"])
+
+
+def part_path(folder: str, index: int, sha256: str) -> str:
+    """Where part ``index`` of ``folder`` (a split) with this content lies below the corpus URI.
+
+    Two contents never have one name, so of two that write none overwrites what the other one's manifest names.
+    """
+    return f"{folder}/part-{index:05d}-{sha256[:8]}.parquet"
 
 
 class Counts:

@@ -12,7 +12,7 @@ import ray
 from stetholm.corpus.encode import Encoded, Encodings
 from stetholm.corpus.manifest import Counts, Manifest, ShardInfo, SplitInfo
 from stetholm.corpus.schema import SPLITS, Pair
-from stetholm.corpus.shards import SOUNDS, ShardWriter, shard_path
+from stetholm.corpus.shards import SOUNDS, ShardWriter
 from stetholm.progress import Progress
 from stetholm.settings import Settings
 from stetholm.storage import Storage
@@ -51,7 +51,7 @@ class ShardPlan:
     """The samples of one shard, in order."""
 
     split: str
-    path: str
+    index: int
     samples: list[Sample]
 
 
@@ -63,7 +63,7 @@ def plan_shards(samples: Sequence[Sample], settings: Settings, there: Manifest |
         first = len(there.splits[split].shards) if there and split in there.splits else 0
         order = np.random.default_rng([settings.run.seed, number, first]).permutation(len(chosen))
         cuts = _cut((chosen[index] for index in order), settings.corpus.shard_bytes)
-        plans += [ShardPlan(split, shard_path(split, index), part) for index, part in enumerate(cuts, start=first)]
+        plans += [ShardPlan(split, index, part) for index, part in enumerate(cuts, start=first)]
     return plans
 
 
@@ -71,17 +71,17 @@ def write_shards(
     settings: Settings, storage: Storage, uri: str, plans: Sequence[ShardPlan], encodings: Encodings
 ) -> dict[str, SplitInfo]:
     """Write the shards; what each split gains."""
-    shards: dict[str, ShardInfo] = {}
+    shards: dict[tuple[str, int], ShardInfo] = {}
     with Progress("shards", len(plans), "shards") as progress:
-        for info in _write_all(settings, storage, uri, plans, encodings):
-            shards[info.path] = info
+        for plan, info in _write_all(settings, storage, uri, plans, encodings):
+            shards[plan.split, plan.index] = info
             progress.update(len(shards))
     splits = {}
     for split in dict.fromkeys(plan.split for plan in plans):
         mine = [plan for plan in plans if plan.split == split]
         counts = Counts()
         counts.add(sample.pair.model_dump(include=set(Counts.COLUMNS)) for plan in mine for sample in plan.samples)
-        splits[split] = SplitInfo([shards[plan.path] for plan in mine], counts.as_dict())
+        splits[split] = SplitInfo([shards[split, plan.index] for plan in mine], counts.as_dict())
     return splits
 
 
@@ -100,19 +100,19 @@ def _cut(samples: Iterable[Sample], shard_bytes: int) -> Iterator[list[Sample]]:
 
 def _write_all(
     settings: Settings, storage: Storage, uri: str, plans: Sequence[ShardPlan], encodings: Encodings
-) -> Iterator[ShardInfo]:
+) -> Iterator[tuple[ShardPlan, ShardInfo]]:
     """Write the shards, as many at a time as there are CPUs; in the order in which they are done."""
     at_a_time = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running: list[ray.ObjectRef[ShardInfo]] = []
+    running: dict[ray.ObjectRef[ShardInfo], ShardPlan] = {}
     for plan in plans:
         if len(running) >= at_a_time:
-            done, running = ray.wait(running, num_returns=1)
-            yield ray.get(done[0])
+            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(done), ray.get(done)
         needed = sorted({recording.block for sample in plan.samples for recording in sample.recordings})
         blocks = {block: encodings.blocks[block] for block in needed}
-        running.append(_write_shard.remote(storage, uri, plan, blocks, settings.corpus.row_group_rows))
-    for ref in running:
-        yield ray.get(ref)
+        running[_write_shard.remote(storage, uri, plan, blocks, settings.corpus.row_group_rows)] = plan
+    for ref, plan in running.items():
+        yield plan, ray.get(ref)
 
 
 @ray.remote(num_cpus=1)
@@ -120,7 +120,7 @@ def _write_shard(
     storage: Storage, uri: str, plan: ShardPlan, blocks: Mapping[int, ray.ObjectRef[Any]], row_group_rows: int
 ) -> ShardInfo:
     sounds = _fetch({recording for sample in plan.samples for recording in sample.recordings}, blocks)
-    with ShardWriter(storage, uri, plan.path, row_group_rows=row_group_rows) as writer:
+    with ShardWriter(storage, uri, plan.split, plan.index, row_group_rows=row_group_rows) as writer:
         for sample in plan.samples:
             writer.write(sample.row(sounds))
         return writer.close()

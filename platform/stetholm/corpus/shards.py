@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from stetholm.audio.decode import decode
 from stetholm.corpus import catalog
-from stetholm.corpus.derived import derive
-from stetholm.corpus.manifest import Counts, Manifest, ShardInfo, SplitInfo
+from stetholm.corpus.derived import Derived, derive
+from stetholm.corpus.manifest import Counts, Manifest, ShardInfo, SplitInfo, part_path
 from stetholm.corpus.schema import SPLITS, Reject
 from stetholm.errors import UserError
 from stetholm.storage import Storage
@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         pa.field("audio", pa.list_(pa.binary()), nullable=False),  # FLAC, original rate and bit depth
         pa.field("audio_16khz", pa.list_(pa.binary()), nullable=False),  # the training copy: stetholm.corpus.derived
         pa.field("log_mel", pa.list_(pa.binary()), nullable=False),  # of the first 7 s, 16-bit fixed point
+        pa.field("decibels", pa.list_(pa.binary()), nullable=False),  # of a longer recording's whole length
         pa.field("sampling_rate", pa.list_(pa.int32()), nullable=False),  # Hz
         pa.field("seconds", pa.list_(pa.float32()), nullable=False),
         pa.field("instruction", pa.string(), nullable=False),
@@ -47,10 +48,10 @@ SCHEMA = pa.schema(
 )
 """Columns of every shard. Further ones may follow."""
 
-SOUNDS = ("audio", "audio_16khz", "log_mel")
+SOUNDS = ("audio", *Derived._fields)
 """Columns that hold recordings."""
 
-REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("reader", pa.string())])
+REJECTS = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("origin", pa.string())])
 
 Row = Mapping[str, Any]
 
@@ -63,18 +64,14 @@ def sample_id(recording_ids: Sequence[str], instruction: str, response: str, tas
     return digest.hexdigest()[:16]
 
 
-def shard_path(split: str, index: int) -> str:
-    """Where shard ``index`` of ``split`` lies below the corpus URI."""
-    return f"{split}/part-{index:05d}.parquet"
-
-
 class ShardWriter:
     """Writes one shard to a temporary file and uploads it when closed; a context manager.
 
     Args:
         storage: where it goes.
         corpus_uri: the corpus.
-        path: of the shard, below the corpus (:func:`shard_path`).
+        split: of its rows.
+        index: of the shard within the split (:func:`part_path`).
         extra: columns after those of :data:`SCHEMA`.
         row_group_rows: rows of a row group, the unit in which the stream reads.
     """
@@ -83,12 +80,14 @@ class ShardWriter:
         self,
         storage: Storage,
         corpus_uri: str,
-        path: str,
+        split: str,
+        index: int,
         *,
         extra: Iterable[pa.Field] = (),
         row_group_rows: int = ROW_GROUP_ROWS,
     ) -> None:
-        self._storage, self._uri, self._path = storage, f"{corpus_uri.rstrip('/')}/{path}", path
+        self._storage, self._uri = storage, corpus_uri.rstrip("/")
+        self._split, self._index = split, index
         self._schema = pa.schema([*SCHEMA, *extra])
         self._row_group_rows = row_group_rows
         self._pending: list[Row] = []
@@ -116,9 +115,10 @@ class ShardWriter:
         with self._file.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size = self._file.stat().st_size
-        self._storage.fs.put_file(str(self._file), self._storage.key(self._uri))
+        path = part_path(self._split, self._index, sha256)
+        self._storage.fs.put_file(str(self._file), self._storage.key(f"{self._uri}/{path}"))
         self._folder.cleanup()
-        return ShardInfo(self._path, sum(self._row_groups), self._row_groups, size, sha256)
+        return ShardInfo(path, sum(self._row_groups), self._row_groups, size, sha256)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -140,11 +140,10 @@ class ShardWriter:
 
 def _derived(audio: Iterable[bytes]) -> dict[str, list[Any]]:
     sounds = [decode(sound) for sound in audio]
-    copies, spectrograms = zip(*(derive(sound) for sound in sounds), strict=True)
+    columns = zip(*(derive(sound) for sound in sounds), strict=True)
     return {
         "seconds": [sound.seconds for sound in sounds],
-        "audio_16khz": list(copies),
-        "log_mel": list(spectrograms),
+        **{name: list(column) for name, column in zip(Derived._fields, columns, strict=True)},
     }
 
 
@@ -224,8 +223,8 @@ class _CorpusWriter:
         return SplitInfo(shards, counts.as_dict())
 
     def _open(self, split: str, index: int) -> ShardWriter:
-        path = shard_path(split, index)
-        return ShardWriter(self._storage, self._uri, path, extra=self._extra, row_group_rows=self._row_group_rows)
+        groups = self._row_group_rows
+        return ShardWriter(self._storage, self._uri, split, index, extra=self._extra, row_group_rows=groups)
 
 
 def _as_rows(rows: Iterable[Row] | Iterable[pa.Table]) -> Iterator[Row]:
@@ -245,12 +244,15 @@ def write_rejects(storage: Storage, corpus_uri: str, rejects: Iterable[Mapping[s
     return where
 
 
-def merge_rejects(storage: Storage, corpus_uri: str, reader: str, rejects: Iterable[Reject]) -> list[dict[str, Any]]:
-    """Rows of ``rejects.parquet``: those that other readers left, and what ``reader`` has left out now."""
+def merge_rejects(
+    storage: Storage, corpus_uri: str, grows: bool, origin: str, rejects: Iterable[Reject]
+) -> list[dict[str, Any]]:
+    """Rows of ``rejects.parquet``: those that other origins left if a corpus ``grows``, and what was left out now."""
     where = _rejects_uri(corpus_uri)
-    earlier = pq.read_table(io.BytesIO(storage.read_bytes(where))).to_pylist() if storage.exists(where) else []
-    now = [{**vars(reject), "reader": reader} for reject in rejects]
-    return [row for row in earlier if row.get("reader") != reader] + now
+    there = grows and storage.exists(where)
+    earlier = pq.read_table(io.BytesIO(storage.read_bytes(where))).to_pylist() if there else []
+    now = [{**vars(reject), "origin": origin} for reject in rejects]
+    return [row for row in earlier if row.get("origin") != origin] + now
 
 
 def _rejects_uri(corpus_uri: str) -> str:

@@ -32,6 +32,7 @@ from stetholm.corpus.datasource import (
     quiet,
     row_groups,
 )
+from stetholm.corpus.derived import Derived
 from stetholm.corpus.features import Cached, Featurise, read_features
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.manifest import CorpusError, Manifest
@@ -75,6 +76,8 @@ class CorpusStream:
         extra_columns: further columns to read, e.g. ``audio``, ``sampling_rate`` or those of preference pairs.
         prepare: called with each row (without its features) inside the Ray tasks; what it returns is added to it.
         augmentation: how waveforms change (with ``training`` only); see :mod:`stetholm.audio.augment`.
+        from_waveforms: with ``training``, decode and transform each clip even where no augmentation asks for it. Crops
+            then start at any sample; of log-mels that are kept they start on a frame.
         tasks: only rows of these tasks; None: all.
         distributions: only rows of these, ``ID`` or ``OOD``; None: all.
         memory: bytes of the object store that the stream may take, in pieces of 48 MiB; two at least.
@@ -98,6 +101,7 @@ class CorpusStream:
         extra_columns: Sequence[str] = (),
         prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         augmentation: Augmentation = "none",
+        from_waveforms: bool = False,
         tasks: Collection[str] | None = None,
         distributions: Collection[str] | None = None,
         memory: int = MEMORY,
@@ -109,13 +113,16 @@ class CorpusStream:
         extra = tuple(extra_columns)
         columns = dict.fromkeys((*COLUMNS, "seconds", *extra))
         self._reader = ShardReader(
-            storage, corpus_uri.rstrip("/"), tuple(columns), sound_columns(training, augmentation)
+            storage,
+            corpus_uri.rstrip("/"),
+            tuple(columns),
+            sound_columns(training, from_waveforms or augmentation != "none"),
         )
         self._featurise = Featurise(
             seed=seed,
             training=training,
             augmentation=augmentation,
-            drop=tuple({"audio_16khz", "log_mel", "seconds"} - set(extra)),
+            drop=tuple({*Derived._fields, "seconds"} - set(extra)),
             prepare=Cached(prepare) if prepare is not None else None,
         )
         self._require(columns)
@@ -232,11 +239,11 @@ class CorpusStream:
         return groups
 
 
-def sound_columns(training: bool, augmentation: Augmentation) -> SoundColumns:
+def sound_columns(training: bool, from_waveforms: bool) -> SoundColumns:
     """The columns of recordings that a stream needs."""
     if not training:
         return SoundColumns(("log_mel",))
-    return SoundColumns(by_length=True) if augmentation == "none" else SoundColumns(("audio_16khz",))
+    return SoundColumns(("audio_16khz",)) if from_waveforms else SoundColumns(by_length=True)
 
 
 def _positions(groups: Sequence[Sequence[str]], seen: frozenset[str]) -> dict[int, np.ndarray]:

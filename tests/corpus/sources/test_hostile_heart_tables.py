@@ -94,3 +94,24 @@ def test_any_textgrid(text: str, intervals: list[tuple[str, str, str]]) -> None:
     grid = "".join(f'intervals [1]:\n xmin = {a} \n xmax = {b} \n text = "{c}" \n' for a, b, c in intervals)
     for annotation in (text, grid):
         assert all_sound(flusense.read, {"aaaaaaaaaaa.wav": "", "aaaaaaaaaaa.TextGrid": annotation})
+
+
+LABELS = [case for case in CASES if case.table not in ("1_AV.tsv", "REFERENCE-SQI.csv", "additional_metadata.csv")]
+GOOD = {
+    "training_data.csv": CIRCOR_ROW,
+    "REFERENCE.csv": "a0001,1\n",
+    "Clean Heartsound Data Details.csv": "ZCH0001.wav;M;400;ASD\n",
+    "train.csv": "patient_016,0,1,0,0,0,AR_016_sit_Aor\n",
+    "metadata_compiled.csv": f"{UUID},0.9,healthy\n",
+    "combined_data.csv": "anna,healthy,30,male\n",
+}
+
+
+@pytest.mark.parametrize("bad", ["x" * (100 * 2**20), "a" * 200_000, '"nobody closes this', "\x00"], ids=len)
+@pytest.mark.parametrize("case", LABELS, ids=lambda case: case.table)
+def test_a_broken_line_is_one_reject(case: Case, bad: str) -> None:
+    text = case.header + f"{bad}\n" + GOOD[case.table]
+    found = list(case.read(Folder({**case.rest, case.table: text})))
+    rejects = [(each.source, each.line) for each in found if isinstance(each, Reject)]
+    assert rejects == [(case.table, 1 + bool(case.header))]
+    assert len(found) == 2 and all(len(each.reason) < 200 for each in found if isinstance(each, Reject))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from stetholm.corpus.folder import AudioFolder, RecordingError
+from stetholm.corpus.schema import MAX_LINE_BYTES
 from stetholm.errors import UserError
 
-MAX_TABLE_BYTES = 64 * 2**20
+MAX_TABLE_BYTES = 256 * 2**20
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+_TOO_LONG = b"a line of %d bytes"
 
 
 def audio_files(names: Sequence[str], suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> list[str]:
@@ -48,6 +49,8 @@ def require_any(names: Sequence[str], fits: Callable[[str], object], dataset: st
 def read_text(folder: AudioFolder, name: str) -> str:
     """A text file as UTF-8 (with or without a mark), else as Windows-1252; line ends become newlines.
 
+    A line of over ``MAX_LINE_BYTES`` comes as words that say so, which are no row of any table.
+
     Raises:
         UserError: it cannot be read, or is larger than ``MAX_TABLE_BYTES``.
     """
@@ -55,18 +58,12 @@ def read_text(folder: AudioFolder, name: str) -> str:
         raw = folder.read(name, MAX_TABLE_BYTES)
     except RecordingError as error:
         raise UserError(f"corpus.audio: {name} {error}") from None
+    lines = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    raw = b"\n".join(_TOO_LONG % len(line) if len(line) > MAX_LINE_BYTES else line for line in lines)
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = raw.decode("cp1252", errors="replace")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _readable(reader: Iterable[list[str]], name: str) -> Iterator[list[str]]:
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise UserError(f"corpus.audio: {name} is no readable table: {error}") from None
+        return raw.decode("cp1252", errors="replace")
 
 
 def csv_rows(
@@ -80,17 +77,16 @@ def csv_rows(
         columns: names of the columns of a table that has no header; None: the first row names them.
         delimiter: between values.
 
-    A value that is missing at the end of a row is "".
+    A value that is missing at the end of a row is "". A line is a row: a quote that nobody closes spoils no other.
     """
-    text = io.StringIO(read_text(folder, name))
-    reader = csv.reader(text, delimiter=delimiter)
+    csv.field_size_limit(MAX_LINE_BYTES)  # of the whole process, and far less by default
     header = list(columns) if columns is not None else None
-    for values in _readable(reader, name):
-        stripped = [value.strip() for value in values]
-        if not any(stripped):
+    for number, line in enumerate(read_text(folder, name).split("\n"), start=1):
+        values = [value.strip() for value in next(csv.reader([line], delimiter=delimiter), [])]
+        if not any(values):
             continue
         if header is None:
-            header = stripped
+            header = values
             continue
-        padded = stripped + [""] * (len(header) - len(stripped))
-        yield reader.line_num, dict(zip(header, padded, strict=False))
+        padded = values + [""] * (len(header) - len(values))
+        yield number, dict(zip(header, padded, strict=False))
