@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from itertools import cycle
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ RECORDINGS, ROUNDS = 1_500, 7
 FORMATS = (Format(4_000, "PCM_16", 10.0), Format(8_000, "PCM_16", 8.0))
 """Longer than a clip, so that each epoch takes another crop."""
 SECONDS = 8.0
+CORES = os.cpu_count() or 1
 EPOCHS = 400
 """More than can be read in this time."""
 
@@ -40,7 +42,8 @@ def bare() -> Iterator[Result]:
     with tempfile.TemporaryDirectory(prefix="stetholm-bench-") as folder, ray_session():
         uri = make(storage, "bench-bare", write_recordings(Path(folder), RECORDINGS, FORMATS))
         copies = training_copies(storage, uri)
-        rounds = [(*stream_rate(storage, uri, from_waveforms=True), loop_rate(copies)) for _ in range(ROUNDS)]
+        with multiprocessing.get_context("spawn").Pool(CORES) as pool:
+            rounds = [(*stream_rate(storage, uri, from_waveforms=True), loop_rate(pool, copies)) for _ in range(ROUNDS)]
         kept, _ = stream_rate(storage, uri, from_waveforms=False)
     ours, loop = median_round(rounds)
     yield Result(
@@ -52,7 +55,7 @@ def bare() -> Iterator[Result]:
         {
             "recordings": RECORDINGS,
             "rounds": [f"{each[0]:.0f}/{each[2]:.0f}" for each in rounds],
-            "processes": os.cpu_count(),
+            "processes": CORES,
             "seconds_to_first_batch": statistics.median(each[1] for each in rounds),
             "clips_per_s_from_kept_log_mels": kept,
         },
@@ -89,14 +92,9 @@ def training_copies(storage: Storage, uri: str) -> list[bytes]:
     return copies
 
 
-def loop_rate(copies: list[bytes]) -> float:
+def loop_rate(pool: Pool, copies: list[bytes]) -> float:
     """Clips a second of one process a core over equal parts of the copies."""
-    cores = os.cpu_count() or 1
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(cores) as pool:
-        parts = [copies[core::cores] for core in range(cores)]
-        pool.map(loop, [part[:8] for part in parts], chunksize=1)
-        return sum(pool.map(loop, parts, chunksize=1))
+    return sum(pool.map(loop, [copies[core::CORES] for core in range(CORES)], chunksize=1))
 
 
 def loop(copies: list[bytes]) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -30,6 +31,8 @@ MAX_READ_TASKS = 2_000
 ROWS_PER_TASK = 256
 """Where there are so many: half a second of work, beside which what Ray does about a task is little. Twice as many
 were tried: the readers then stood still, waiting for room in the object store."""
+SHORT_TASKS = 8
+"""So many at the beginning read one row group each, so that the first rows come soon."""
 MIN_TASKS = 16
 """Rather than fewer tasks, smaller ones: a short epoch is to keep all readers busy too."""
 ROWS_PER_BLOCK = 64
@@ -166,7 +169,7 @@ class PlanDatasource(Datasource):
     @property
     def tasks(self) -> int:
         """How many read tasks there are."""
-        return math.ceil(len(self._pieces) / self._pieces_per_task) if self._pieces else 0
+        return len(self._starts())
 
     @property
     def _pieces_per_task(self) -> int:
@@ -178,9 +181,14 @@ class PlanDatasource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         """One task for one piece (or some, where there are very many). ``parallelism`` cannot change the plan."""
-        step = self._pieces_per_task
-        starts = range(0, len(self._pieces), step)
-        return [self._task(self._pieces[start : start + step], per_task_row_limit) for start in starts]
+        starts = [*self._starts(), len(self._pieces)]
+        return [self._task(self._pieces[start:end], per_task_row_limit) for start, end in pairwise(starts)]
+
+    def _starts(self) -> list[int]:
+        """The first piece of each task."""
+        count = len(self._pieces)
+        short = min(SHORT_TASKS, count)
+        return [*range(short), *range(short, count, self._pieces_per_task)]
 
     def _task(self, pieces: Sequence[Piece], row_limit: int | None) -> ReadTask:
         work = [(self._groups[piece.group], piece) for piece in pieces]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -71,60 +72,53 @@ class Featurise:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Featurise a block."""
         keep_freed_memory()
-        features = [np.stack(list(self._spectrograms(row))) for row in _sounds(table)]
+        ends = np.cumsum([0, *(len(seconds) for seconds in table["seconds"].to_pylist())])
+        features = np.empty((ends[-1], N_MELS, N_FRAMES), np.float32)
+        for place, spectrogram in enumerate(self._spectrograms(table)):
+            features[place] = spectrogram
         bare = table.drop_columns([name for name in self.drop if name in table.column_names])
-        bare = bare.append_column("recordings", pa.array([len(sounds) for sounds in features], pa.int32()))
+        bare = bare.append_column("recordings", pa.array(np.diff(ends), pa.int32()))
         if self.prepare is not None:
             bare = _with_prepared(bare, [self.prepare(row) for row in bare.to_pylist()])
-        return bare.append_column("features", _binary(features))
+        return bare.append_column("features", _binary(features, ends))
 
-    def _spectrograms(self, row: _Row) -> Iterator[NDArray[np.float32]]:
-        """One of each recording of a row: the kept one where it is what would be computed."""
-        rng = sample_rng(self.seed, row.epoch, row.sample_id) if self.training else None
-        for seconds, copy, packed, decibels in zip(row.seconds, row.copies, row.log_mels, row.decibels, strict=True):
-            if rng is not None and copy is not None:
-                yield log_mel(augment(read_clip(copy, rng), rng, self.augmentation))
-            elif rng is not None and longer_than_clip(seconds):
-                yield crop_decibels(decibels, rng)
-            else:
-                yield unpack_log_mel(packed)
+    def _spectrograms(self, table: pa.Table) -> Iterator[NDArray[np.float32]]:
+        """One of each recording of each row: the kept one where it is what would be computed."""
+        facts = (table[name].to_pylist() for name in ("sample_id", "epoch", "seconds"))
+        copies, log_mels, decibels = (_sounds(table, name) for name in Derived._fields)
+        for sample_id, epoch, lengths in zip(*facts, strict=True):
+            rng = sample_rng(self.seed, epoch, sample_id) if self.training else None
+            for seconds in lengths:
+                copy, packed, whole = next(copies), next(log_mels), next(decibels)
+                if rng is None:
+                    yield unpack_log_mel(packed)
+                elif copy is not None:
+                    yield log_mel(self._augmented(read_clip(copy, rng), rng))
+                else:
+                    yield crop_decibels(whole, rng) if longer_than_clip(seconds) else unpack_log_mel(packed)
 
-
-@dataclass(frozen=True)
-class _Row:
-    """What of a row makes its features; a column that was not read is all None."""
-
-    sample_id: str
-    epoch: int
-    seconds: list[float]
-    copies: list[Any]
-    log_mels: list[Any]
-    decibels: list[Any]
+    def _augmented(self, clip: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        return clip if self.augmentation == "none" else augment(clip, rng, self.augmentation)
 
 
-def _sounds(table: pa.Table) -> Iterator[_Row]:
-    facts = table.select(["sample_id", "epoch", "seconds"]).to_pylist()
-    columns = [_buffers(table, name) for name in Derived._fields]
-    for row, *sounds in zip(facts, *columns, strict=True):
-        seconds = row["seconds"]
-        known = (found if found is not None else [None] * len(seconds) for found in sounds)
-        yield _Row(row["sample_id"], row["epoch"], seconds, *known)
-
-
-def _buffers(table: pa.Table, name: str) -> list[list[pa.Buffer] | None]:
-    """The recordings of each row without a copy."""
+def _sounds(table: pa.Table, name: str) -> Iterator[Any]:
+    """The recordings of all rows, one after the other, without a copy; of a column that was not read, Nones."""
     if name not in table.column_names:
-        return [None] * len(table)
-    return [[sound.as_buffer() for sound in row.values] for row in table[name]]
+        yield from repeat(None)
+    for chunk in table[name].chunks:
+        sounds = chunk.flatten()
+        _, ends, data = sounds.buffers()
+        offsets = np.frombuffer(ends, np.int32, len(sounds) + 1, 4 * sounds.offset)
+        whole = memoryview(data) if data is not None else memoryview(b"")
+        for start, end in pairwise(offsets.tolist()):
+            yield whole[start:end]
 
 
-def _binary(features: Sequence[NDArray[np.float32]]) -> pa.Array:
-    """Arrays as a binary column, copied once."""
-    ends = np.cumsum([0, *(array.nbytes for array in features)])
-    data = np.concatenate([array.ravel() for array in features])
-    return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(features), [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(data)]
-    )
+def _binary(features: NDArray[np.float32], ends: NDArray[np.int64]) -> pa.Array:
+    """Rows of recordings (those of row i end at ``ends[i + 1]``) as a binary column, without a copy."""
+    offsets = ends.astype(np.int64) * (4 * N_MELS * N_FRAMES)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(features)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
 
 
 def _with_prepared(table: pa.Table, prepared: Sequence[Mapping[str, Any]]) -> pa.Table:

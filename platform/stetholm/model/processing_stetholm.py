@@ -167,7 +167,13 @@ class StethoLMProcessor(ProcessorMixin):
         return self._questions[text]
 
     def _plain_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        backend.encode_special_tokens = (
+            True  # as split_special_tokens sets it; the tokenizer's own call takes twice as long
+        )
+        return list(backend.encode(text, add_special_tokens=False).ids)
 
     def _special_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
