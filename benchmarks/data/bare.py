@@ -30,7 +30,7 @@ from stetholm.storage import Storage, open_storage
 RECORDINGS, ROUNDS = 1_500, 7
 FORMATS = (Format(4_000, "PCM_16", 10.0), Format(8_000, "PCM_16", 8.0))
 """Longer than a clip, so that each epoch takes another crop."""
-SECONDS = 8.0
+SECONDS, WARM_SECONDS = 12.0, 4.0
 CORES = os.cpu_count() or 1
 EPOCHS = 400
 """More than can be read in this time."""
@@ -73,7 +73,7 @@ def stream_rate(storage: Storage, uri: str, *, from_waveforms: bool) -> tuple[fl
     for batch in ready:
         now = time.perf_counter()
         if not started:
-            started = now if now - first > SECONDS / 4 else 0.0
+            started = now if now - first > WARM_SECONDS else 0.0
             continue
         clips += len(batch["input_features"])
         if now - started > SECONDS:
