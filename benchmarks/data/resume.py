@@ -17,7 +17,8 @@ from stetholm.ray_session import ray_session
 from stetholm.settings import StorageSettings
 from stetholm.storage import open_storage
 
-RECORDINGS, SHARE = 20_000, 0.9
+SAMPLES, SHARE = 48_331, 0.9
+"""As many as StethoBench's train split holds."""
 FILES = 1_000
 
 
@@ -26,7 +27,7 @@ def resume() -> Iterator[Result]:
     storage = open_storage(StorageSettings())
     with tempfile.TemporaryDirectory(prefix="stetholm-bench-") as folder, ray_session():
         jsonl = write_recordings(Path(folder), FILES, FORMATS)
-        repeat_pairs(jsonl, RECORDINGS // FILES)
+        repeat_pairs(jsonl, SAMPLES)
         uri = make(storage, "bench-resume", jsonl)
         ledger = Ledger()
         began = time.perf_counter()
@@ -56,9 +57,10 @@ def resume() -> Iterator[Result]:
     )
 
 
-def repeat_pairs(jsonl: Path, times: int) -> None:
-    """Ask every question ``times`` times, each time answered a little differently: more samples, as many recordings."""
+def repeat_pairs(jsonl: Path, samples: int) -> None:
+    """Ask every question again, each time answered a little differently: more samples, as many recordings."""
     lines = jsonl.read_text().splitlines()
     with jsonl.open("w") as out:
-        for number in range(times):
-            out.writelines(line.replace("in recording", f"({number}) in recording") + "\n" for line in lines)
+        for number in range(samples):
+            line = lines[number % len(lines)]
+            out.write(line.replace("in recording", f"({number // len(lines)}) in recording") + "\n")
