@@ -24,6 +24,7 @@ from ray.data import Dataset, ExecutionResources, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from stetholm.corpus.datasource import (
+    BLOCK_BYTES,
     IndexRow,
     PlanDatasource,
     ShardReader,
@@ -48,7 +49,7 @@ COLUMNS = ("sample_id", "recording_ids", "instruction", "response", "task", "dat
 
 CPUS_PER_TASK = 0.25
 """Little, so that reading finds a place beside training workers that hold nearly all CPUs."""
-BYTES_PER_TASK = 48 * 2**20
+BYTES_PER_TASK = 64 * 2**20
 """Of the object store: what a task has made, and what waits to be read."""
 MEMORY = 768 * 2**20
 STALL_SECONDS = 240.0
@@ -80,7 +81,7 @@ class CorpusStream:
             then start at any sample; of log-mels that are kept they start on a frame.
         tasks: only rows of these tasks; None: all.
         distributions: only rows of these, ``ID`` or ``OOD``; None: all.
-        memory: bytes of the object store that the stream may take, in pieces of 48 MiB; two at least.
+        memory: bytes of the object store that the stream may take, in pieces of 64 MiB; two at least.
 
     Raises:
         CorpusError: there is no corpus, nothing in the split, or no such column.
@@ -186,6 +187,7 @@ class CorpusStream:
             source, override_num_blocks=source.tasks, num_cpus=CPUS_PER_TASK, compute=TaskPoolStrategy(tasks)
         )
         read = quiet(read, preserve_order=True, limits=limits)
+        read.context.target_max_block_size = BLOCK_BYTES
         return read.map_batches(
             self._featurise.__call__,
             batch_size=None,
@@ -202,8 +204,8 @@ class CorpusStream:
                 raise CorpusError(f"{self._reader.corpus_uri} has no column {column!r}; it has: {', '.join(there)}")
 
     def _tasks(self) -> int:
-        """Tasks at a time: this rank's share of the cores and two more, so that none stands still; within memory."""
-        share = data_cores() / self._world_size + 2
+        """Tasks at a time: this rank's share of the cores, within memory. More would share the cores' caches."""
+        share = data_cores() / self._world_size
         return int(np.clip(share, 2, max(2, self._memory // BYTES_PER_TASK)))
 
     def _left_out(
