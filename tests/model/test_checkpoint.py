@@ -28,6 +28,7 @@ from stetholm.model import (
     save_checkpoint,
     set_trainable,
 )
+from stetholm.model.checkpoint import load_own_weights
 from stetholm.model.fresh import assemble, build_processor
 from stetholm.model.language import prepare_tokenizer
 from stetholm.settings.sections import LoraSettings, StorageSettings
@@ -206,7 +207,7 @@ def test_another_base_or_none(saved: Path) -> None:
     write(json.dumps({**config, "language_model": str(saved / "other")}))
     assert "made for a base with model_type llama" in refused(saved / "adapter")
     write(json.dumps({**config, "language_model": str(saved / "gone")}))
-    assert f"no language model at {saved / 'gone'}" in refused(saved / "adapter")
+    assert f"nothing at {saved / 'gone'}" in refused(saved / "adapter")
 
 
 def test_weights_of_another_configuration(saved: Path) -> None:
@@ -245,3 +246,96 @@ def test_from_s3(saved: Path) -> None:
             assert same(model, expected)
     with pytest.raises(UserError):
         load_checkpoint(storage.join("tests-model", "nothing"), storage)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A merged model in bfloat16 whose weights are in several files, and its processor."""
+    model, processor = tiny_model(tmp_path / "base", dtype=torch.bfloat16)
+    merge_lora(lively(model))
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    model.save_pretrained(tmp_path / "one")
+    processor.save_pretrained(tmp_path / "sharded")
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 2
+    return tmp_path / "sharded"
+
+
+def test_weights_in_several_files(sharded: Path) -> None:
+    """From a folder and from a bucket, by our classes and by transformers'."""
+    from stetholm.storage import open_storage
+
+    expected = StethoLMForConditionalGeneration.from_pretrained(sharded.parent / "one")
+    storage = open_storage(StorageSettings())
+    uri = storage.join("tests-model", "sharded")
+    storage.upload_dir(sharded, uri)
+    for source in (sharded, uri):
+        model, _ = load_checkpoint(source, storage, merge=True)
+        assert same(model, expected) and model.dtype == torch.bfloat16
+    assert same(AutoModelForCausalLM.from_pretrained(sharded), expected)
+    other = StethoLMForConditionalGeneration(model.config)
+    load_own_weights(other, uri, storage)
+    assert torch.equal(other.get_parameter(STEM).bfloat16(), expected.get_parameter(STEM))
+
+
+STEM = "model.projector.model.0.weight"
+
+
+def test_damage_to_weights_in_several_files(sharded: Path) -> None:
+    index, shard = sharded / "model.safetensors.index.json", sorted(sharded.glob("model-*.safetensors"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    assert f"{shard.name} is damaged or cut short" in refused(sharded)
+    shard.unlink()
+    assert f"lacks {shard.name}, which model.safetensors.index.json names" in refused(sharded)
+    shard.write_bytes(whole)
+    text = index.read_text()
+    for broken in (text[: len(text) // 2], "", "[]", "{}"):
+        index.write_text(broken)
+        assert "model.safetensors.index.json is damaged or cut short" in refused(sharded)
+    index.unlink()
+    assert "has no model.safetensors" in refused(sharded)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_damage_to_the_configuration(saved: Path, kind: str) -> None:
+    file = saved / kind / "config.json"
+    text = file.read_text()
+    for broken in (text[: len(text) // 2], ""):
+        file.write_text(broken)
+        assert "config.json cannot be used" in refused(saved / kind)
+    fields = json.loads(text)
+    for change, said in (
+        ({"audio_encoder": "ast"}, "audio_encoder 'ast' needs"),
+        ({"prefix_tokens": 0}, "prefix_tokens is 0"),
+        ({"prefix_tokens": "four"}, "prefix_tokens is 'four': give a whole number"),
+        ({"weights": "adapter", "language_model": None}, "names no base model"),
+    ):
+        file.write_text(json.dumps({**fields, **change}))
+        message = refused(saved / kind)
+        assert "config.json cannot be used" in message and said in message
+    assert "holds a model of type 'llama', not a StethoLM checkpoint" in refused(saved / "base")
+
+
+@pytest.mark.parametrize("change", [{"prefix_tokens": 2}, {"text_config": {"intermediate_size": 64}}])
+def test_a_merged_model_of_another_size_than_its_configuration(saved: Path, change: dict[str, Any]) -> None:
+    file = saved / "merged" / "config.json"
+    fields = json.loads(file.read_text())
+    text = {**fields["text_config"], **change.get("text_config", {})}
+    file.write_text(json.dumps({**fields, **change, "text_config": text}))
+    message = refused(saved / "merged")
+    assert "config.json and weights disagree" in message and " in the weights, but the configuration says (" in message
+
+
+def test_an_adapter_from_the_hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id, from the cache that a download leaves."""
+    cache, commit = tmp_path / "hub", "0" * 40
+    repo = cache / "models--somebody--stetholm"
+    shutil.copytree(saved / "adapter", repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = StethoLMForConditionalGeneration.from_pretrained("somebody/stetholm")
+    assert same(model, StethoLMForConditionalGeneration.from_pretrained(saved / "adapter"))
+    with pytest.raises(UserError, match="somebody/else"):
+        StethoLMForConditionalGeneration.from_pretrained("somebody/else")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from stetholm import markdown
 from stetholm.evaluation.conditions import AUDIO, CONDITIONS, SHUFFLED, WITHHELD
 
 WIDTH = 100
@@ -68,9 +69,7 @@ def title(report: Mapping[str, Any]) -> str:
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """The table with title and caption."""
-    lines = [f"| {' | '.join(row)} |" for row in (HEADER, *rows(report))]
-    rule = "|---|" + "---:|" * (len(HEADER) - 1)
-    return "\n".join([f"**{title(report)}**", "", lines[0], rule, *lines[1:], "", caption(report), ""])
+    return f"**{title(report)}**\n\n{markdown.table(HEADER, rows(report))}\n\n{caption(report)}\n"
 
 
 def print_table(report: Mapping[str, Any], console: Console | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from stetholm.errors import UserError
 from stetholm.model.loading import is_own, local_folder, read_weights
-from stetholm.model.lora import merge_lora
+from stetholm.model.lora import lora_layers, merge_lora
 from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration
 from stetholm.model.processing_stetholm import StethoLMProcessor
 
@@ -64,7 +64,7 @@ def load_checkpoint(
         source: folder or ``s3://`` URI.
         storage: where to fetch a URI from; default: from the settings (``stetholm.storage.default_storage``).
         dtype: default: the type it was saved in.
-        merge: fold the adapters into the language model's weights, as for serving.
+        merge: fold the adapters into the language model's weights, as for serving; each weight is rounded once.
 
     Raises:
         UserError: there is no checkpoint, or it is damaged.
@@ -73,8 +73,18 @@ def load_checkpoint(
     processor = StethoLMProcessor.from_pretrained(folder)
     model = StethoLMForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     if merge:
+        if model.config.lora and model.dtype != torch.float32 and Path(folder).is_dir():
+            _sharpen_adapters(model, Path(folder))
         merge_lora(model)
     return model, processor
+
+
+def _sharpen_adapters(model: StethoLMForConditionalGeneration, folder: Path) -> None:
+    """Take the adapters into ``model`` once more, in float32: training saves them so."""
+    for layer in lora_layers(model.get_decoder()):
+        for part in (*layer.lora_A.values(), *layer.lora_B.values()):
+            part.float()
+    model.load_state_dict(read_weights(folder, lambda key: ".lora_" in key), strict=False)
 
 
 def load_own_weights(
@@ -90,7 +100,7 @@ def load_own_weights(
     Raises:
         UserError: the checkpoint is damaged or holds weights that the model lacks.
     """
-    state = {key: value for key, value in read_weights(Path(local_folder(source, storage))).items() if is_own(key)}
+    state = read_weights(Path(local_folder(source, storage)), is_own)
     unknown = sorted(state.keys() - model.state_dict().keys())
     if unknown:
         raise UserError(f"checkpoint {source} has weights that the model lacks ({unknown[0]}): is it of another model?")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -17,6 +20,9 @@ from stetholm.model.configuration_stetholm import StethoLMConfig
 from stetholm.model.language import load_language_model, quiet
 
 WEIGHTS = "model.safetensors"
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+INDEX = f"{WEIGHTS}.index.json"
+"""Of a checkpoint whose weights are in several files: which file holds which."""
 _ADAPTER_KWARGS = {"dtype", "torch_dtype", "attn_implementation", "output_loading_info"}
 # What the Auto classes pass on and what concerns downloads: nothing to do with how an adapter is loaded.
 _HARMLESS_KWARGS = {
@@ -44,19 +50,24 @@ class CheckpointedModel(PreTrainedModel):
         if source is None:
             return parent.from_pretrained(None, *args, **kwargs)
         folder = local_folder(source)
-        config = kwargs.pop("config", None) or StethoLMConfig.from_pretrained(folder)
+        config = kwargs.pop("config", None) or read_config(folder)
         if config.weights == "adapter":
-            return _load_adapter(cls, config, Path(folder), kwargs)
+            return _load_adapter(cls, config, on_disk(folder), kwargs)
         kwargs["use_safetensors"] = True
-        want_info = kwargs.pop("output_loading_info", False)
+        want_info, tolerant = (kwargs.pop(key, False) for key in ("output_loading_info", "ignore_mismatched_sizes"))
+        if Path(folder).is_dir() and not kwargs.keys() & {"subfolder", "variant"}:
+            _check_files(Path(folder))
+        always = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
             with quiet():
-                model, info = parent.from_pretrained(folder, *args, config=config, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise _damaged(source, error) from error
+                model, info = parent.from_pretrained(folder, *args, **always, **kwargs)
+        except SafetensorError as error:  # of a hub id: a folder's files have been looked at
+            raise _damaged(source, WEIGHTS, error) from error
         except OSError as error:
             raise UserError(f"no weights in checkpoint {source}: {str(error).splitlines()[0]}") from error
         _refuse_partial(source, sorted(info["missing_keys"]), [])
+        if info["mismatched_keys"] and not tolerant:
+            raise _mismatched(source, sorted(info["mismatched_keys"])[0])
         return (model, info) if want_info else model
 
     def save_pretrained(  # type: ignore[override]
@@ -66,6 +77,8 @@ class CheckpointedModel(PreTrainedModel):
         state = self.state_dict() if state_dict is None else state_dict
         config = cast(StethoLMConfig, self.config)
         with quiet():
+            # Under our own names: transformers would write those that a part had in its own publisher's files.
+            kwargs.setdefault("save_original_format", False)
             super().save_pretrained(folder, state_dict=own_state(config, state), **kwargs)
 
 
@@ -90,8 +103,43 @@ def local_folder(source: str | os.PathLike[str], storage: Any = None, holds: str
     folder = Path(name).expanduser()
     looks_like_path = isinstance(source, os.PathLike) or name.startswith((".", "/", "~")) or folder.exists()
     if looks_like_path and not (folder / holds).is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{source} holds a PEFT adapter alone: load its base, then model.load_adapter({str(source)!r})"
+            )
         raise UserError(f"no checkpoint at {source}: there is no {holds}; give a folder or URI that has one")
     return str(folder) if looks_like_path else name
+
+
+def read_config(folder: str | Path) -> StethoLMConfig:
+    """The configuration of a checkpoint.
+
+    Args:
+        folder: folder or hub id.
+
+    Raises:
+        UserError: ``config.json`` is damaged, of another kind of model, or its parts disagree.
+    """
+    try:
+        kind = StethoLMConfig.get_config_dict(folder)[0].get("model_type")
+        if kind != StethoLMConfig.model_type:
+            raise UserError(f"{folder} holds a model of type {kind!r}, not a StethoLM checkpoint: give one that does")
+        return StethoLMConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"checkpoint {folder}: config.json cannot be used ({reason}): mend it or copy the folder again"
+        ) from error
+
+
+def on_disk(folder: str) -> Path:
+    """The folder itself, or the local copy of a hub id."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    try:
+        return Path(snapshot_download(folder, allow_patterns=_HUB_FILES))
+    except (OSError, HfHubHTTPError) as error:
+        raise UserError(f"cannot fetch checkpoint {folder} from the hub: {str(error).splitlines()[0]}") from error
 
 
 def own_state(config: StethoLMConfig, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -147,16 +195,52 @@ def resolve_dtype(given: Any, config: StethoLMConfig) -> torch.dtype:
     return dtype or torch.float32
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of ``model.safetensors``; keys of the headless class get their prefix."""
-    file = folder / WEIGHTS
-    if not file.is_file():
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: one, or those that its index names.
+
+    Raises:
+        UserError: there are none, the index is damaged, or a file that it names is missing.
+    """
+    single, index = folder / WEIGHTS, folder / INDEX
+    if single.is_file():
+        return [single]
+    if not index.is_file():
         raise UserError(f"checkpoint {folder} has no {WEIGHTS}: it was not written to its end; use an earlier one")
     try:
-        state = load_file(file)
-    except SafetensorError as error:
-        raise _damaged(folder, error) from error
-    return {key if key.startswith("model.") else f"model.{key}": value for key, value in state.items()}
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, INDEX, error) from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"checkpoint {folder} lacks {name}, which {INDEX} names: copy the folder again")
+    return [folder / name for name in names]
+
+
+def read_weights(folder: Path, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's safetensors files; keys of the headless class get their prefix.
+
+    Args:
+        folder: of the checkpoint.
+        wanted: which keys to read; default: all.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                saved = opened.keys()
+                keys = {key: key if key.startswith(("model.", "lm_head.")) else f"model.{key}" for key in saved}
+                state |= {name: opened.get_tensor(key) for key, name in keys.items() if wanted(name)}
+        except SafetensorError as error:
+            raise _damaged(folder, file.name, error) from error
+    return state
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse files that are missing or cut short, by name, before anything is loaded."""
+    read_weights(folder, lambda key: False)
 
 
 def _check_base(config: StethoLMConfig, base: PreTrainedModel, folder: Path) -> None:
@@ -180,8 +264,16 @@ def _refuse_partial(source: Any, missing: list[str], unknown: list[str]) -> None
             )
 
 
-def _damaged(source: Any, error: Exception) -> UserError:
-    return UserError(f"checkpoint {source}: {WEIGHTS} is damaged or cut short ({error}): copy or train it again")
+def _damaged(source: Any, file: str, error: Exception) -> UserError:
+    return UserError(f"checkpoint {source}: {file} is damaged or cut short ({error}): copy or train it again")
+
+
+def _mismatched(source: Any, found: tuple[str, Any, Any]) -> UserError:
+    key, saved, needed = found
+    return UserError(
+        f"checkpoint {source}: config.json and weights disagree: {key} is {tuple(saved)} in the weights, but the "
+        f"configuration says {tuple(needed)}: copy the folder again, or mend config.json"
+    )
 
 
 def _first_mismatch(error: RuntimeError) -> str:

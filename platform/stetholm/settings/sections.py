@@ -6,9 +6,9 @@ docs/architecture.md). The published setting is the same tree with other values.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 EMBEDDED = "embedded"
 """The value of ``storage.uri`` that asks for the embedded S3 server."""
@@ -73,7 +73,7 @@ class CorpusSettings(Section):
     shard_bytes: int = Field(128 * 2**20, ge=2**16)
     row_group_rows: int = Field(64, ge=1)
     reader_bytes: int = Field(768 * 2**20, ge=2**20)
-    """Memory of the object store that each rank's stream may take; two tasks of 48 MiB at least."""
+    """Memory of the object store that each rank's stream may take; two tasks of 64 MiB at least."""
     synthetic: SyntheticSettings = SyntheticSettings()
 
 
@@ -93,13 +93,18 @@ class LoraSettings(Section):
     r: int = Field(8, ge=1)
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    targets: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of the linear layers to adapt. Default: q_proj, k_proj, v_proj, o_proj, qkv_proj, whichever there are."""
 
 
 class ModelSettings(Section):
     """Which parts make the model, and which checkpoint it starts from."""
 
     language_model: str = "smollm2-135m"
-    audio_encoder: Literal["cola", "ast", "clap"] = "cola"
+    audio_encoder: str = Field("cola", pattern=r"^[a-z0-9_-]+$")
+    """cola, ast, clap, or another that a file in stetholm/model/encoders registers."""
+    audio_encoder_weights: str | None = None
+    """Pretrained weights that a new model's encoder begins with: hub id, folder or s3:// URI. Default: random."""
     init_from: str | None = None
     prompt_style: Literal["plain", "chat"] = "plain"
     projector_dropout: float = Field(0.1, ge=0.0, lt=1.0)
@@ -197,6 +202,57 @@ class EvaluateSettings(Section):
     gate: dict[str, float] | None = None
 
 
+class ImportSettings(Section):
+    """Published weights that become a checkpoint of ours."""
+
+    weights: str | None = None
+    """File or s3:// URI of an OPERA-CE checkpoint or of published StethoLM weights."""
+    layout: Literal["auto", "opera", "stetholm"] = "auto"
+    allow_partial: bool = False
+    """Take what fits, though something is unknown, missing or of another shape."""
+
+
+class ExportSettings(Section):
+    """A checkpoint as one folder that others can load."""
+
+    kind: Literal["merged", "adapter"] = "merged"
+    """merged: the whole model; adapter: encoder, projector and LoRA, to be loaded over the language model."""
+    dtype: Literal["keep", "float32", "bfloat16"] = "keep"
+    to: str | None = None
+    """A folder or s3:// URI that is not there yet. Default: <storage.uri>/runs/<run.name>/export/<kind>."""
+
+
+class ExplainSettings(Section):
+    """What the answers of a checkpoint rest on: attention, and occlusion over time."""
+
+    audio: list[str] = []
+    """Recordings of one question: paths or s3:// URIs. Default: examples of the corpus."""
+    question: str | None = None
+    split: str = "test"
+    examples: int = Field(4, ge=1)
+    answer: Literal["own", "reference"] = "own"
+    """Which answer is explained: the model's own or, of the corpus's examples, the reference."""
+    window: float = Field(1.0, ge=0.064, le=7.0)
+    """Seconds that are occluded at a time."""
+    hop: float = Field(0.5, gt=0.0, le=7.0)
+    """Seconds from one window to the next; not more than the window."""
+    max_new_tokens: int = Field(48, ge=1)
+    batch_size: int = Field(16, ge=1)
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Rounding in bf16 gives some hundredths of evidence where there is none."""
+
+    @field_validator("audio", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _without_gaps(self) -> ExplainSettings:
+        if self.hop > self.window:
+            raise ValueError(f"hop {self.hop:g} is longer than window {self.window:g}: seconds would be left out")
+        return self
+
+
 class ServeSettings(Section):
     """The endpoint."""
 
@@ -229,6 +285,9 @@ class Settings(Section):
     dpo: DpoSettings = DpoSettings()
     prefer: PreferSettings = PreferSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    explain: ExplainSettings = ExplainSettings()
+    import_weights: ImportSettings = ImportSettings()
+    export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
 
     def stage(self, name: StageName) -> TrainSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class Lineage:
         corpus: URI of the corpus it was trained on.
         corpus_sha256: of that corpus's manifest.
         code: version of the package, with the git commit where there is one.
+        counts: pairs of the corpus by split, then by task, dataset and distribution.
+        settings: of the stage, resolved, and the seed.
     """
 
     stage: str
@@ -36,6 +38,8 @@ class Lineage:
     corpus: str
     corpus_sha256: str
     code: str
+    counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def code_version() -> str:
@@ -57,33 +61,18 @@ def public_settings(settings: Settings) -> dict[str, Any]:
 
 
 def write_lineage(folder: Path, lineage: Lineage, settings: Settings, numbers: dict[str, Any]) -> None:
-    """Write ``settings.yaml``, the model card ``README.md`` and, last, ``lineage.json`` into a checkpoint folder."""
+    """Write ``settings.yaml``, the model card ``README.md`` and, last, ``lineage.json`` into a checkpoint folder.
+
+    Args:
+        folder: has the model's ``config.json`` already.
+        lineage: where the checkpoint comes from.
+        settings: of the run.
+        numbers: how far it has come: steps, samples, losses; by their names in the card.
+    """
+    from stetholm.model.card import Card, model_card  # here, as it brings torch: see StageJob
+
+    known = {**asdict(lineage), "numbers": numbers}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "settings.yaml").write_text(yaml.safe_dump(public_settings(settings), sort_keys=False))
-    (folder / "README.md").write_text(_card(lineage, settings, numbers))
-    (folder / "lineage.json").write_text(json.dumps(asdict(lineage), indent=2))
-
-
-def _card(lineage: Lineage, settings: Settings, numbers: dict[str, Any]) -> str:
-    rows = "\n".join(f"| {key} | {value} |" for key, value in numbers.items())
-    return f"""---
-library_name: transformers
-pipeline_tag: audio-text-to-text
-tags: [stetholm, auscultation, heart-sounds, lung-sounds]
-base_model: {settings.model.language_model}
----
-# StethoLM, stage {lineage.stage}, run {lineage.run}
-
-An audio-language model of heart and lung sounds: audio encoder `{settings.model.audio_encoder}`, language model
-`{settings.model.language_model}`.
-
-| | |
-|---|---|
-| parent | {lineage.parent or "none (fresh)"} |
-| corpus | {lineage.corpus} |
-| corpus manifest sha256 | {lineage.corpus_sha256} |
-| code | {lineage.code} |
-{rows}
-
-**Intended use:** research on auscultation. **Not for clinical use:** nothing it says is a diagnosis.
-Its exact settings are in `settings.yaml`.
-"""
+    (folder / "README.md").write_text(model_card(Card("checkpoint", config, [known])), encoding="utf-8")
+    (folder / "lineage.json").write_text(json.dumps(known, indent=2))

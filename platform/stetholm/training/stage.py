@@ -39,6 +39,7 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
         "seed": settings.run.seed,
         "language_model": settings.model.language_model,
         "audio_encoder": settings.model.audio_encoder,
+        "audio_encoder_weights": settings.model.audio_encoder_weights,
     }
     target = [job.train.max_steps, job.train.epochs]
     done = finished(settings, storage, stage, inputs)
@@ -59,7 +60,16 @@ def _job(settings: Settings, storage: Storage, stage: StageName) -> StageJob:
     if parent is not None and parent.startswith("s3://") and not storage.exists(f"{parent.rstrip('/')}/config.json"):
         raise UserError(f"model.init_from: there is no checkpoint at {parent}")
     manifest = Manifest.load(storage, corpus)
-    lineage = Lineage(stage, settings.run.name, parent, corpus, manifest.sha256, code_version())
+    lineage = Lineage(
+        stage,
+        settings.run.name,
+        parent,
+        corpus,
+        manifest.sha256,
+        code_version(),
+        counts={name: split.counts for name, split in manifest.splits.items()},
+        settings={**settings.stage(stage).model_dump(mode="json"), "seed": settings.run.seed},
+    )
     job = StageJob(stage, settings, storage, corpus, lineage)
     require_rows(job)
     return job
