@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 from stetholm.errors import UserError
@@ -48,6 +50,11 @@ def finished(settings: Settings, storage: Storage, job: str, inputs: dict[str, A
             "choose another run.name"
         )
     return {key: value for key, value in result.items() if key != "inputs"}
+
+
+def digest(inputs: dict[str, Any]) -> str:
+    """Twelve hex digits that depend on the inputs of a job alone: a name for what only they may share."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def record(settings: Settings, storage: Storage, job: str, result: dict[str, Any], inputs: dict[str, Any]) -> None:

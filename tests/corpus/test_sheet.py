@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stetholm.audio import picture as pictures
 from stetholm.audio.decode import Sound, encode_flac
 from stetholm.audio.features import log_mel
+from stetholm.audio.picture import event_lanes, mel_row
 from stetholm.corpus import sheet
-from stetholm.corpus.sheet import Cell, draw_sheet, mel_row, render
+from stetholm.corpus.sheet import Cell, draw_sheet, render
 from stetholm.corpus.showcase import choose, read_log_mels
 from stetholm.corpus.survey import Known, Survey, read_survey
 from stetholm.storage import Storage
@@ -90,14 +92,14 @@ def test_events_are_bars_in_their_colours() -> None:
     events = ({"start": 1.0, "end": 3.0, "label": "wheeze"}, {"start": 9.0, "end": 10.0, "label": "never seen"})
     with_events = np.asarray(picture(render([cell(events=events)], "s3://b/c", 1)).convert("RGB"))
     without = np.asarray(picture(render([cell()], "s3://b/c", 1)).convert("RGB"))
-    blue = tuple(int(sheet.COLOURS[0][place : place + 2], 16) for place in (1, 3, 5))
+    blue = tuple(int(pictures.COLOURS[0][place : place + 2], 16) for place in (1, 3, 5))
     hits = (with_events == blue).all(axis=-1)
     assert not (without == blue).all(axis=-1).any()
     bar = hits[sheet.HEAD_PX :]
     rows, columns = np.nonzero(bar)
     width = sheet._box(0, 0, 1000)[2] * sheet.WIDTH_PX
     assert columns.max() - columns.min() == pytest.approx(width * 2 / 7, abs=3)
-    assert rows.max() - rows.min() < sheet.LANE_PX
+    assert rows.max() - rows.min() < pictures.LANE_PX
     assert hits[: sheet.HEAD_PX].any()  # the legend
 
 
@@ -107,7 +109,7 @@ def test_kinds_that_overlap_have_lanes_of_their_own() -> None:
         {"start": 2.0, "end": 4.0, "label": "expiration"},
         {"start": 1.0, "end": 1.5, "label": "crackle"},
     )
-    assert sheet._lanes(cell(events=events)) == {"inspiration": 0, "expiration": 0, "crackle": 1}
+    assert event_lanes(events) == {"inspiration": 0, "expiration": 0, "crackle": 1}
 
 
 def test_strange_names_are_drawn_as_they_are() -> None:

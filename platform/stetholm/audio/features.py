@@ -21,6 +21,9 @@ CLIP_FRAMES = N_FRAMES + 1
 
 _N_FFT = 1024
 HOP = 512
+CLIP_SECONDS = CLIP_SAMPLES / SAMPLE_RATE
+FRAME_SECONDS = HOP / SAMPLE_RATE
+"""From the centre of one frame to that of the next; the first is centred on the start."""
 FMIN, FMAX = 50.0, 8000.0
 _FRAMES_AT_ONCE = 32
 """Few enough for the processor's cache, and for memory that the system does not have to hand out anew each time, which

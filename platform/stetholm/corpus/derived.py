@@ -24,6 +24,7 @@ from stetholm.audio.decode import AudioError, Sound, encode_flac
 from stetholm.audio.features import (
     CLIP_FRAMES,
     CLIP_SAMPLES,
+    CLIP_SECONDS,
     N_FRAMES,
     N_MELS,
     SAMPLE_RATE,
@@ -34,7 +35,6 @@ from stetholm.audio.features import (
 )
 from stetholm.audio.resample import resample
 
-CLIP_SECONDS = CLIP_SAMPLES / SAMPLE_RATE
 _STEPS = 2**16 - 1
 _ENDS_BYTES = 8
 

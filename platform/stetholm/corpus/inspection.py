@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stetholm.corpus.derived import CLIP_SECONDS
+from stetholm.audio.features import CLIP_SECONDS
 from stetholm.corpus.inspection_tables import print_tables, to_markdown
 from stetholm.corpus.recording import DIAGNOSIS, FINDING, STATUS
 from stetholm.corpus.sheet import draw_sheet
@@ -48,8 +48,9 @@ def inspect_corpus(settings: Settings, storage: Storage) -> dict[str, Any]:
     storage.write_text(f"{output}/inspection.md", to_markdown(found, "sheet.png"))
     print_tables(found)
     print(f"tables: {output}/inspection.md\nsheet: {sheet}")
-    if storage.lease_folder is not None:
-        print(f"  on this machine: {storage.lease_folder / 's3' / storage.key(sheet)}")
+    local = storage.on_this_machine(sheet)
+    if local is not None:
+        print(f"  on this machine: {local}")
     totals = {key: found[key] for key in ("pairs", "recordings", "patients", "hours")}
     result = {"output": output, **totals, "warnings": len(found["warnings"]), "sheet": sheet}
     record(settings, storage, JOB, result, {"corpus": survey.manifest.sha256})

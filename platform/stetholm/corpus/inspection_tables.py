@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stetholm.corpus.derived import CLIP_SECONDS
+from stetholm.audio.features import CLIP_SECONDS
 from stetholm.corpus.suspicions import shorten
 
 WIDTH = 100

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +12,7 @@ from stetholm.evaluation.examples import Example
 from stetholm.evaluation.generation import Answers, AnswerStore, Pool, Question, answer_all, feature_refs
 from stetholm.progress import Progress
 from stetholm.ray_session import ray_session
-from stetholm.runs import finished, record, run_uri
+from stetholm.runs import digest, finished, record, run_uri
 from stetholm.settings import Settings
 from stetholm.storage import Storage
 
@@ -61,8 +59,7 @@ class GenerationJob:
     @cached_property
     def answers(self) -> AnswerStore:
         """What has been answered so far; of these very inputs, so that a restart never mixes two models' answers."""
-        digest = hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:12]
-        return AnswerStore(self.storage, f"{self.output}/answers-{digest}")
+        return AnswerStore(self.storage, f"{self.output}/answers-{digest(self.inputs)}")
 
     def once(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of ``work``, done with Ray around it unless this run has it already.

@@ -76,13 +76,26 @@ class StethoLMProcessor(ProcessorMixin):
 
         Special tokens written in ``instruction`` stay plain text.
         """
+        return [token for _, ids in self.prompt_parts(instruction, recordings, dataset) for token in ids]
+
+    def prompt_parts(
+        self, instruction: str, recordings: int, dataset: str | None = None
+    ) -> list[tuple[str, list[int]]]:
+        """The prompt's token ids in named parts, in order; joined they are :meth:`encode_prompt`.
+
+        ``audio 1``, ``audio 2`` …: the recordings; ``start``: BOS; ``marker``: ``prompt_marker``; ``template``: what a
+        chat template puts before and after; ``instruction``: the domain sentence and the instruction. A part may be
+        empty.
+        """
         sentence = domain_sentence(dataset, instruction) if recordings or dataset else ""
-        text = self._question_ids(f"{sentence} {instruction}".strip())
-        audio = [self.audio_token_id] * (self.prefix_tokens * recordings)
+        text = ("instruction", self._question_ids(f"{sentence} {instruction}".strip()))
+        block = [self.audio_token_id] * self.prefix_tokens
+        audio = [(f"audio {number}", block) for number in range(1, recordings + 1)]
         if self.prompt_style == "plain":
-            return audio + self._start_ids + self._special_ids(self.prompt_marker) + text
+            marker = self._special_ids(self.prompt_marker)
+            return [*audio, ("start", self._start_ids), ("marker", marker), text]
         before, after = self._template
-        return before + audio + text + after
+        return [("template", before), *audio, text, ("template", after)]
 
     def encode_pair(
         self, instruction: str, response: str, recordings: int, dataset: str | None = None

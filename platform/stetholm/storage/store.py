@@ -72,6 +72,10 @@ class Storage:
             raise StorageError(f"storage: {uri!r} is not a storage URI: write it as s3://bucket/path")
         return path
 
+    def on_this_machine(self, uri: str) -> Path | None:
+        """The file or folder in which the embedded server keeps ``uri``; None with any other storage."""
+        return self.lease_folder / "s3" / self.key(uri) if self.lease_folder is not None else None
+
     # --- filesystems ---
 
     @property
