@@ -112,6 +112,8 @@ def test_a_checkpoint_is_whole_and_loads(storage, train):
         "training_state/optimizer.safetensors",
     } <= names
     assert "secret" not in storage.read_text(f"{output}/settings.yaml")
+    card = storage.read_text(f"{output}/README.md")
+    assert "| task: Identification | 6 |" in card and "| `epochs` | 2 |" in card and "/align/" in card
     model, processor = load_checkpoint(output, storage)
     inputs = processor(text="What is heard?", audio=[torch.zeros(16000).numpy() + 0.1], sampling_rate=16000)
     assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1
