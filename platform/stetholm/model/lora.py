@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from stetholm.errors import UserError
 from stetholm.settings.sections import LoraSettings
@@ -23,36 +24,53 @@ from stetholm.settings.sections import LoraSettings
 if TYPE_CHECKING:
     from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration, StethoLMModel
 
-TARGETS = r".*\.(q_proj|k_proj|v_proj|o_proj|qkv_proj)"
+USUAL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
+TARGETS = r".*\.(" + "|".join(USUAL_TARGETS) + ")"
 """Attention projections; ``qkv_proj`` is Phi's, all three in one."""
 
 Stage = Literal["align", "sft", "dpo"]
 
 
 def inject_lora(language_model: nn.Module, name: str, adapter: dict[str, Any]) -> None:
-    """Add the adapter ``name`` ({"r", "alpha", "dropout"}) to a decoder and make all its adapters active.
+    """Add the adapter ``name`` to a decoder and make all its adapters active.
+
+    Args:
+        language_model: the decoder.
+        name: of the adapter.
+        adapter: ``{"r", "alpha", "dropout"}``, perhaps ``"targets"``: names of the linear layers to adapt.
 
     Raises:
-        UserError: the decoder has no projections of the names we know.
+        UserError: the decoder has no layers of those names.
     """
+    targets = adapter.get("targets")
+    _check_targets(language_model, targets)
     config = LoraConfig(
-        r=adapter["r"], lora_alpha=adapter["alpha"], lora_dropout=adapter["dropout"], target_modules=TARGETS
+        r=adapter["r"], lora_alpha=adapter["alpha"], lora_dropout=adapter["dropout"], target_modules=targets or TARGETS
     )
-    try:
-        with warnings.catch_warnings():
-            # Several adapters at once are meant.
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            inject_adapter_in_model(config, language_model, adapter_name=name)
-    except ValueError as error:
-        raise UserError(
-            f"LoRA finds no q_proj, k_proj, v_proj or o_proj in {type(language_model).__name__}: "
-            f"choose another model.language_model ({error})"
-        ) from error
+    with warnings.catch_warnings():
+        # Several adapters at once are meant.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(config, language_model, adapter_name=name)
     for layer in lora_layers(language_model):
         layer.set_adapter([*layer.r])
         # transformers must not draw these anew: B starts at zero.
         for part in layer.modules():
             part._is_hf_initialized = True
+
+
+def _check_targets(language_model: nn.Module, targets: Sequence[str] | None) -> None:
+    """Every named target, or one of the usual ones, must be a linear layer of the decoder."""
+    linear = {
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in language_model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in name
+    }
+    missing = sorted(set(targets or ()) - linear)
+    if missing or not (targets or linear & set(USUAL_TARGETS)):
+        raise UserError(
+            f"LoRA finds no {', '.join(missing or USUAL_TARGETS)} in {type(language_model).__name__}: "
+            f"name its attention projections in model.lora.targets (its linear layers: {', '.join(sorted(linear))})"
+        )
 
 
 def lora_layers(model: nn.Module) -> list[Any]:
@@ -73,7 +91,9 @@ def add_lora(model: StethoLMForConditionalGeneration, settings: LoraSettings, na
     config = model.config
     if name in (config.lora or {}):
         raise ValueError(f"the model already has an adapter {name!r}: merge it (merge_lora) or choose another name")
-    adapter = {"r": settings.r, "alpha": settings.alpha, "dropout": settings.dropout}
+    adapter: dict[str, Any] = {"r": settings.r, "alpha": settings.alpha, "dropout": settings.dropout}
+    if settings.targets:
+        adapter["targets"] = list(settings.targets)
     inject_lora(model.model.language_model, name, adapter)
     config.lora = {**(config.lora or {}), name: adapter}
 

@@ -14,6 +14,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from stetholm.model.beams import SharedPrompts
 from stetholm.model.configuration_stetholm import StethoLMConfig
 from stetholm.model.encoders import build_encoder
 from stetholm.model.encoders.base import N_FRAMES, N_MELS
@@ -21,7 +22,9 @@ from stetholm.model.exact import apply_keeping_buffers
 from stetholm.model.loading import CheckpointedModel
 from stetholm.model.lora import inject_lora
 from stetholm.model.projector import PrefixProjector
-from stetholm.model.response import ResponseTokens, repeat_recordings
+from stetholm.model.response import ResponseTokens, recordings_of, repeat_recordings
+
+HOLD_THEIRS = "give recordings with input_ids; inputs_embeds hold theirs already (StethoLMModel.embed)"
 
 
 class StethoLMPreTrainedModel(CheckpointedModel):
@@ -136,19 +139,15 @@ class StethoLMModel(StethoLMPreTrainedModel):
         embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
         if audio_embeds is None and input_features is not None and len(input_features):
             audio_embeds = self.encode_audio(input_features)
-        self._check_placeholders(int(placeholders.sum()), 0 if audio_embeds is None else len(audio_embeds))
+        self.recordings_of(input_ids, 0 if audio_embeds is None else len(audio_embeds))
         if audio_embeds is None:
             return self._touch_audio(embeds)
         source = audio_embeds.to(embeds.dtype).reshape(-1, embeds.shape[-1])
         return cast(torch.Tensor, embeds.masked_scatter(placeholders.unsqueeze(-1), source))
 
-    def _check_placeholders(self, placeholders: int, recordings: int) -> None:
-        if placeholders != recordings * self.config.prefix_tokens:
-            raise ValueError(
-                f"the prompts have {placeholders} audio placeholders, but {recordings} recordings of "
-                f"{self.config.prefix_tokens} need {recordings * self.config.prefix_tokens}: "
-                "build the prompts with StethoLMProcessor, with the number of recordings of each"
-            )
+    def recordings_of(self, input_ids: torch.Tensor, recordings: int) -> list[int]:
+        """As :func:`stetholm.model.response.recordings_of`."""
+        return recordings_of(input_ids, recordings, self.config.audio_token_id, self.config.prefix_tokens)
 
     def _touch_audio(self, embeds: torch.Tensor) -> torch.Tensor:
         """In training, let a batch without recordings depend on the audio parts too.
@@ -182,6 +181,8 @@ class StethoLMModel(StethoLMPreTrainedModel):
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids, input_features, audio_embeds)
+        elif input_features is not None or audio_embeds is not None:
+            raise ValueError(HOLD_THEIRS)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         outputs: BaseModelOutputWithPast = self.language_model(
@@ -195,7 +196,7 @@ class StethoLMModel(StethoLMPreTrainedModel):
         return outputs
 
 
-class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, GenerationMixin):
+class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, SharedPrompts, GenerationMixin):
     """The whole model: :class:`StethoLMModel` and the language model's head.
 
     Args:
@@ -331,17 +332,30 @@ class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, GenerationMixin)
         audio_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers; the recordings are encoded once, however many sequences are returned."""
+        """As in transformers; the recordings are encoded once, however many sequences are returned.
+
+        ``inputs_embeds`` (N, T, d), as :meth:`StethoLMModel.embed` makes them, hold their recordings already.
+        """
         if audio_embeds is None and input_features is not None and len(input_features):
             audio_embeds = self.encode_audio(input_features)
+        if audio_embeds is not None and kwargs.get("inputs_embeds") is not None:
+            raise ValueError(HOLD_THEIRS)
         return cast(Any, super()).generate(inputs, *args, audio_embeds=audio_embeds, **kwargs)
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        *args: Any,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """The recordings enter on the first step; afterwards they are in the cache."""
+        """The recordings enter on the first step; afterwards they are in the cache.
+
+        ``inputs_embeds`` is named because transformers looks for it here before it takes embeddings for a prompt.
+        """
         inputs = cast(Any, super()).prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs["audio_embeds"] = None
@@ -353,8 +367,7 @@ class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, GenerationMixin)
         """Repeat each prompt, with its recordings, however many it has."""
         audio = model_kwargs.pop("audio_embeds", None)
         if audio is not None and input_ids is not None:
-            blocks = (input_ids == self.config.audio_token_id).sum(dim=1) // self.config.prefix_tokens
-            audio = repeat_recordings(audio, blocks.tolist(), expand_size)
+            audio = repeat_recordings(audio, self.model.recordings_of(input_ids, len(audio)), expand_size)
         ids, model_kwargs = cast(Any, super())._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )

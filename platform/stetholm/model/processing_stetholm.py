@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -19,6 +20,9 @@ from stetholm.model.prompts import domain_sentence
 from stetholm.model.response import IGNORE
 
 _SLOT = "stetholm-user-text-slot"
+TEMPLATE_VALUES = {"date_string": "26 Jul 2024", "enable_thinking": False}
+"""What chat templates may ask for. Llama 3.2 writes the day's date into its system turn unless given one: a prompt
+must be the same in training and a year later. Qwen3 opens its answer with an empty thought where thinking is off."""
 
 
 _QUESTIONS_KEPT = 4096
@@ -199,12 +203,25 @@ class StethoLMProcessor(ProcessorMixin):
 
     @cached_property
     def _template(self) -> tuple[list[int], list[int]]:
-        """Token ids of the chat template before and after the user's text."""
-        chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": _SLOT}], tokenize=False, add_generation_prompt=True
-        )
+        """Token ids of the chat template before and after the user's text.
+
+        Raises:
+            UserError: the template cannot be used with one text of a user.
+        """
+        try:
+            chat = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": _SLOT}], tokenize=False, add_generation_prompt=True, **TEMPLATE_VALUES
+            )
+        except (TemplateError, TypeError) as error:
+            raise _unusable(f"fails on a user's text ({error})") from error
+        if chat.count(_SLOT) != 1:
+            raise _unusable(f"writes a user's text {chat.count(_SLOT)} times")
         before, after = chat.split(_SLOT)
         return self._special_ids(before), self._special_ids(after)
+
+
+def _unusable(why: str) -> UserError:
+    return UserError(f"model.prompt_style is chat, but the chat template of the language model {why}: use plain")
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
@@ -219,12 +236,14 @@ def stack_features(features: Sequence[Any]) -> torch.Tensor:
     """All recordings of a batch, (R, 64, 218) float32; R may be 0.
 
     Raises:
-        ValueError: an item is not (recordings, 64, 218).
+        ValueError: an item is not (recordings, 64, 218), or not finite.
     """
     arrays = [np.asarray(one, np.float32) for one in features if one is not None]
     for array in arrays:
         if array.ndim != 3 or array.shape[1:] != (N_MELS, N_FRAMES):
             raise ValueError(f"features have shape {array.shape}: expected (recordings, {N_MELS}, {N_FRAMES})")
+        if not np.isfinite(array).all():
+            raise ValueError("features are not finite (NaN or infinity): mend the recordings that they were made from")
     stacked = np.concatenate([np.zeros((0, N_MELS, N_FRAMES), np.float32), *arrays])
     return torch.from_numpy(stacked)
 

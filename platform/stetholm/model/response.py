@@ -68,3 +68,29 @@ def repeat_recordings(audio: torch.Tensor, blocks: Sequence[int], times: int) ->
         return audio
     rows = torch.split(audio, list(blocks))
     return torch.cat([row for row in rows for _ in range(times)])
+
+
+def recordings_of(input_ids: torch.Tensor, recordings: int, token: int, size: int) -> list[int]:
+    """How many of all ``recordings`` each prompt has, by its placeholders.
+
+    Args:
+        input_ids: (N, T).
+        recordings: how many there are for all prompts.
+        token: the placeholder's id.
+        size: placeholders a recording.
+
+    Raises:
+        ValueError: the placeholders are not ``size`` a recording.
+    """
+    found = (input_ids == token).sum(dim=1).tolist()
+    if sum(found) != recordings * size:
+        raise ValueError(
+            f"the prompts have {sum(found)} audio placeholders, but {recordings} recordings of {size} need "
+            f"{recordings * size}: build the prompts with StethoLMProcessor, with the number of recordings of each"
+        )
+    for row, placeholders in enumerate(found):
+        if placeholders % size:
+            raise ValueError(
+                f"prompt {row} has {placeholders} audio placeholders, but a recording takes {size}: do not cut prompts"
+            )
+    return [placeholders // size for placeholders in found]

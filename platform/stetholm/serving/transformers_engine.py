@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from stetholm.model.beams import use_grouped_attention
 from stetholm.serving.decoding import BeamStop, RowSampler, RowStop
 from stetholm.serving.engine import Completion, Delta, EngineBusy, Request, RequestError
 from stetholm.serving.prompts import Prompt, batch_prompts, encode_prompt, encode_recordings
@@ -56,6 +57,7 @@ class TransformersEngine:
     def __init__(self, model: Any, processor: Any, max_batch: int = 32, max_waiting: int = 256) -> None:
         """``model``: StethoLMForConditionalGeneration. ``max_batch`` answers run together, ``max_waiting`` may wait."""
         self.model, self.processor = model.eval(), processor
+        use_grouped_attention(model.model.language_model)
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self._eos = _eos_ids(model, processor)
         self._running = threading.Lock()

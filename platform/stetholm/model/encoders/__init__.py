@@ -1,11 +1,19 @@
-"""Audio encoders by name: ``cola``, ``ast``, ``clap``. A fourth is one more file, imported here."""
+"""Audio encoders by name: ``cola``, ``ast``, ``clap``. A fourth is one more file in this folder."""
 
+import importlib
+import pkgutil
 from typing import Any
 
 from stetholm.model.encoders.ast import AstEncoder
 from stetholm.model.encoders.base import ENCODERS, AudioEncoder, register
 from stetholm.model.encoders.clap import ClapEncoder
 from stetholm.model.encoders.cola import ColaEncoder
+
+
+def discover() -> None:
+    """Import every file of this folder, so that what they register is known."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
 
 
 def encoder_class(name: str) -> type[AudioEncoder]:
@@ -26,6 +34,8 @@ def build_encoder(name: str, config: Any) -> AudioEncoder:
     return encoder
 
 
+discover()
+
 __all__ = [
     "ENCODERS",
     "AstEncoder",
@@ -33,6 +43,7 @@ __all__ = [
     "ClapEncoder",
     "ColaEncoder",
     "build_encoder",
+    "discover",
     "encoder_class",
     "register",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import ASTConfig, ASTModel
 
 from stetholm.model.encoders.base import N_FRAMES, N_MELS, AudioEncoder, register
@@ -13,9 +14,14 @@ from stetholm.model.encoders.base import N_FRAMES, N_MELS, AudioEncoder, registe
 
 @register("ast")
 class AstEncoder(AudioEncoder):
-    """AST over the spectrogram, stretched to the size that the configuration names if that is another."""
+    """AST over the spectrogram, stretched to the size that the configuration names if that is another.
+
+    Pretrained weights come with the size they were trained at (AudioSet's: 1024 frames of 128 bands), so that patches
+    and positions mean what they meant there.
+    """
 
     config_class = ASTConfig
+    network_class = ASTModel
 
     def __init__(self, config: ASTConfig) -> None:
         super().__init__()
@@ -36,6 +42,11 @@ class AstEncoder(AudioEncoder):
                 f"audio_config.patch_size {config.patch_size} is larger than the spectrogram "
                 f"({config.num_mel_bins} bands, {config.max_length} frames)"
             )
+
+    @property
+    def network(self) -> nn.Module:
+        """The transformer."""
+        return self.ast
 
     def forward(self, input_features: torch.Tensor) -> torch.Tensor:
         """``input_features`` (R, 64, 218) -> (R, 768). AST expects about zero mean and standard deviation 0.5."""

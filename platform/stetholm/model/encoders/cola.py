@@ -9,42 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import EfficientNetConfig, EfficientNetModel
 from transformers import initialization as init
 from transformers.models.efficientnet.modeling_efficientnet import round_filters
 
 from stetholm.model.encoders.base import AudioEncoder, register
-from stetholm.model.exact import apply_keeping_buffers
+from stetholm.model.encoders.norm import FloatBatchNorm2d, float_norms
 
-
-class FloatBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm with statistics kept and applied in float32, whatever the type of the model.
-
-    A running average in bfloat16 stops moving: with momentum 0.1 a change under 2 % is lost in rounding.
-    """
-
-    def _apply(self, fn: Any, recurse: bool = True) -> FloatBatchNorm2d:
-        apply_keeping_buffers(self, lambda: super(FloatBatchNorm2d, self)._apply(fn, recurse))
-        return self
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise ``input`` (N, C, H, W); the result has its type."""
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        weight, bias = self.weight.float(), self.bias.float()
-        normal = F.batch_norm(
-            input.float(),
-            self.running_mean,
-            self.running_var,
-            weight,
-            bias,
-            self.training,
-            self.momentum or 0.0,
-            self.eps,
-        )
-        return normal.to(input.dtype)
+__all__ = ["ColaBackbone", "ColaEncoder", "FloatBatchNorm2d"]
 
 
 class ColaBackbone(EfficientNetModel):
@@ -52,11 +25,9 @@ class ColaBackbone(EfficientNetModel):
 
     def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__(config)
-        for module in self.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = FloatBatchNorm2d
-                # transformers leaves the expansion's at torch's default; all follow the configuration here.
-                module.momentum = config.batch_norm_momentum
+        for norm in float_norms(self):
+            # transformers leaves the expansion's at torch's default; all follow the configuration here.
+            norm.momentum = config.batch_norm_momentum
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -80,6 +51,7 @@ class ColaEncoder(AudioEncoder):
     """EfficientNet-B0 over the spectrogram as an image of three learned channels."""
 
     config_class = EfficientNetConfig
+    network_class = EfficientNetModel
 
     def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__()
@@ -113,6 +85,19 @@ class ColaEncoder(AudioEncoder):
                 f"audio_config.batch_norm_momentum {config.batch_norm_momentum} is Keras' convention: "
                 f"give torch's, {1 - config.batch_norm_momentum:.2f}"
             )
+
+    @staticmethod
+    def pretrained_config(config: Any) -> EfficientNetConfig:
+        """Keras' momentum, as EfficientNet's checkpoints have it, becomes torch's."""
+        if config.batch_norm_momentum > 0.5:
+            config.batch_norm_momentum = round(1 - config.batch_norm_momentum, 6)
+        checked: EfficientNetConfig = config
+        return checked
+
+    @property
+    def network(self) -> nn.Module:
+        """EfficientNet; the 1-to-3 convolution before it is not part of its checkpoints."""
+        return self.efficientnet
 
     def forward(self, input_features: torch.Tensor) -> torch.Tensor:
         """``input_features`` (R, 64, 218) -> (R, 1280), the mean over the last map."""
