@@ -28,13 +28,13 @@ from stetholm.storage import Storage
 
 MAX_READ_TASKS = 2_000
 """Ray Data stores every read task before the first one starts, at about half a millisecond each."""
-ROWS_PER_TASK = 1024
+ROWS_PER_TASK = 768
 """Where there are so many: seconds of work, so that a core seldom waits for its next task."""
 BLOCK_BYTES = 4 * 2**20
 """A task hands on what it has made in blocks of about this size, and not all at its end."""
 SHORT_TASKS = 8
 """So many at the beginning read one row group each, so that the first rows come soon."""
-MIN_TASKS = 16
+MIN_TASKS = 8
 """Rather than fewer tasks, smaller ones: a short epoch is to keep all readers busy too."""
 ROWS_PER_BLOCK = 64
 """Rows that are decoded together: few, so that little is in flight."""
