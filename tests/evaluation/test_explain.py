@@ -132,7 +132,7 @@ def test_a_question_and_settings_that_contradict(storage, overrides, tmp_path):
         settings(["explain.hop=2"])
 
 
-def test_phases_of_every_breath_are_no_findings():
+def test_what_every_breath_has_is_no_finding():
     starts = np.arange(13) * 0.5
     evidence = np.where(starts == 3.0, 1.0, 0.0).astype(np.float32)[:, None]
     line = Timeline(Clip(np.ones((64, 218), np.float32), 7.0), starts, starts + 1, evidence)
@@ -141,4 +141,5 @@ def test_phases_of_every_breath_are_no_findings():
     assert found["annotated"] == {"evidence": 1.0, "time": pytest.approx(1 / 7, abs=0.01)}
     assert found["by_label"]["inspiration"]["evidence"] == 0.0
     assert job.evidence_inside(line, [{**wheeze, "start": 8.0, "end": 9.0}]) == {"by_label": {}, "annotated": None}
-    assert job.evidence_inside(line, [{**wheeze, "label": "S1"}])["annotated"] is None
+    for label in ("S1", "no added sounds", "rubbing"):
+        assert job.evidence_inside(line, [{**wheeze, "label": label}])["annotated"] is None

@@ -25,8 +25,15 @@ from stetholm.storage import Storage
 
 JOB = "explain"
 
-PHASES = frozenset({"inspiration", "expiration", "S1", "S2", "systole", "diastole"})
-"""Events that every heart or breath has. The others are what a finding is about; only they count as annotated."""
+NO_FINDINGS = frozenset(
+    {
+        *("inspiration", "expiration", "S1", "S2", "systole", "diastole"),
+        *("no added sounds", "silence"),
+        "rubbing",
+    }
+)
+"""Events that are no finding: phases that every breath or heart has, what says that nothing is heard, and rubbing at the
+microphone. Only the others count as annotated."""
 
 
 def explain(settings: Settings, storage: Storage) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def _run(
                 storage.write_json(part, _explain_case(case, settings, storage, output, *loaded()))
             found.append(storage.read_json(part))
         progress.update(len(cases))
-    storage.write_json(f"{output}/explain.json", {**inputs, "phases": sorted(PHASES), "examples": found})
+    storage.write_json(f"{output}/explain.json", {**inputs, "no_findings": sorted(NO_FINDINGS), "examples": found})
     storage.remove_dir(parts)
     return {"output": output, **_totals(found)}
 
@@ -146,14 +153,14 @@ def evidence_inside(line: Timeline, events: Iterable[Mapping[str, Any]]) -> dict
     """How much of the positive evidence lies in annotated events, beside how much of the time they take.
 
     Returns:
-        ``by_label``: ``evidence`` and ``time`` of each label that the clip holds; ``annotated``: of all of them that
-        are no :data:`PHASES` together, None where there are none. ``evidence`` is None where none is positive.
+        ``by_label``: ``evidence`` and ``time`` of each label that the clip holds; ``annotated``: of all findings
+        together (see :data:`NO_FINDINGS`), None where there is none. ``evidence`` is None where none is positive.
     """
     spans: dict[str, list[tuple[float, float]]] = {}
     for event in events:
         if event["start"] < line.clip.seconds:
             spans.setdefault(event["label"], []).append((event["start"], event["end"]))
-    annotated = [span for label, found in spans.items() if label not in PHASES for span in found]
+    annotated = [span for label, found in spans.items() if label not in NO_FINDINGS for span in found]
     return {
         "by_label": {label: _shares(line, found) for label, found in sorted(spans.items())},
         "annotated": _shares(line, annotated) if annotated else None,

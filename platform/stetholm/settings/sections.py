@@ -239,7 +239,7 @@ class ExplainSettings(Section):
     max_new_tokens: int = Field(48, ge=1)
     batch_size: int = Field(16, ge=1)
     precision: Literal["bf16", "fp32"] = "fp32"
-    """Rounding in bf16 gives some hundredths of evidence where there is none."""
+    """Rounding in bf16 gives about a hundredth of evidence where there is none."""
 
     @field_validator("audio", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -192,14 +192,15 @@ def _panel(figure: Figure, bottom: int, size: int, height: int) -> Axes:
     return figure.add_axes((_OCC_LEFT / WIDTH_PX, bottom / height, width / WIDTH_PX, size / height))
 
 
-def _legend(figure: Figure, handles: Sequence[Artist], side: str, height: int) -> None:
+def _legend(figure: Figure, handles: Sequence[Artist], side: Literal["left", "right"], height: int) -> None:
     """One line below the title: events at the left, evidence at the right."""
     if not handles:
         return
-    x = 16 / WIDTH_PX if side == "left" else 1 - _OCC_RIGHT / WIDTH_PX
     legend = figure.legend(
-        handles=handles, loc=f"center {side}", bbox_to_anchor=(x, 1 - 88 / height), ncols=len(handles),
-        frameon=False, fontsize=9, handlelength=1.4, columnspacing=1.6, borderpad=0, borderaxespad=0,
+        handles=handles, loc="center left" if side == "left" else "center right",
+        bbox_to_anchor=(16 / WIDTH_PX if side == "left" else 1 - _OCC_RIGHT / WIDTH_PX, 1 - 88 / height),
+        ncols=len(handles), frameon=False, fontsize=9, handlelength=1.4, columnspacing=1.6, borderpad=0,
+        borderaxespad=0,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)

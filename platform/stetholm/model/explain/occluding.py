@@ -152,7 +152,7 @@ def occlusion(
 
     Args:
         model: in eval mode; its adapters may be merged or not, and PEFT may be wrapped around it. In bfloat16 rounding
-            alone gives evidence of some hundredths: use float32 where the model fits.
+            alone gives evidence of about a hundredth: use float32 where the model fits.
         processor: the one that goes with it.
         instruction: the question.
         recordings: one or several, each a :class:`~stetholm.model.explain.clip.Clip`, a waveform (n,), a path or the
