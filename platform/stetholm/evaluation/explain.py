@@ -32,8 +32,8 @@ NO_FINDINGS = frozenset(
         "rubbing",
     }
 )
-"""Events that are no finding: phases that every breath or heart has, what says that nothing is heard, and rubbing at the
-microphone. Only the others count as annotated."""
+"""Events that are no finding: phases that every breath or heart has, what says that nothing is heard, and rubbing at
+the microphone. Only the others count as annotated."""
 
 
 def explain(settings: Settings, storage: Storage) -> dict[str, Any]:
