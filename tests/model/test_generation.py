@@ -4,8 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from tests.model.tiny import TEXT_CONFIGS, lively, tiny_model
+from tests.model.tiny import TEXT_CONFIGS, lively, tiny_base, tiny_model
 
 ASKED = [("Is it normal?", 1), ("Compare the lung sounds of these two.", 2), ("Hi.", 0)]
 
@@ -83,3 +84,53 @@ def test_placeholder_within_the_vocabulary_is_never_written(tmp_path: Path) -> N
     model, _ = tiny_model(tmp_path)
     assert model.config.audio_token_id < model.config.text.vocab_size
     assert model.generation_config.suppress_tokens == [model.config.audio_token_id]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}, {"num_beams": 2, "num_return_sequences": 2}],
+    ids=["greedy", "beams", "samples", "several beams"],
+)
+def test_embeddings_in_place_of_tokens_give_the_same_answers(pair: Any, how: dict[str, Any]) -> None:
+    model, processor = pair
+    batch = processor.collate(rows(processor), "left")
+    expected = generate(model, batch, **how)
+    with torch.no_grad():
+        embeds = model.model.embed(batch["input_ids"], batch["input_features"])
+    torch.manual_seed(0)
+    out = model.generate(inputs_embeds=embeds, attention_mask=batch["attention_mask"], max_new_tokens=10, **how)
+    assert [processor.tokenizer.decode(row, skip_special_tokens=True) for row in out] == [
+        processor.tokenizer.decode(row, skip_special_tokens=True) for row in expected
+    ]
+    with pytest.raises(ValueError, match="give recordings with input_ids"):
+        model.generate(inputs_embeds=embeds, input_features=batch["input_features"], max_new_tokens=2, **how)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
+def test_recordings_that_do_not_fit_the_prompts_are_refused_however_one_generates(
+    pair: Any, how: dict[str, Any]
+) -> None:
+    model, processor = pair
+    batch = processor.collate(rows(processor), "left")
+    features = batch["input_features"]
+    for wrong in (features[:2], torch.cat([features, features[:1]]), features[:0]):
+        with pytest.raises(ValueError, match="the prompts have 12 audio placeholders, but"):
+            model.generate(**{**batch, "input_features": wrong}, max_new_tokens=2, **how)
+    cut = batch["input_ids"].clone()
+    cut[cut == model.config.audio_token_id] = 5
+    cut[0, :6] = cut[1, :6] = model.config.audio_token_id
+    with pytest.raises(ValueError, match="prompt 0 has 6 audio placeholders, but a recording takes 4"):
+        model.generate(**{**batch, "input_ids": cut}, max_new_tokens=2, **how)
+
+
+def test_a_language_model_without_a_pad_token(tmp_path: Path) -> None:
+    """Padding is with EOS, and masks come from lengths."""
+    tiny_base(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.pad_token is None
+    model, processor = tiny_model(tmp_path)
+    model.config.text_config.pad_token_id = None
+    assert model.generation_config.pad_token_id == tokenizer.eos_token_id == processor.tokenizer.pad_token_id
+    prompts = rows(processor)
+    together = generate(lively(model), processor.collate(prompts, "left"))
+    assert together == [generate(model, processor.collate([prompt], "left"))[0] for prompt in prompts]

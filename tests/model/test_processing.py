@@ -103,6 +103,9 @@ def test_collate_refuses_features_of_another_shape(processor: StethoLMProcessor)
         processor.collate([{"input_ids": [1], "features": np.zeros((64, 218))}])
     with pytest.raises(ValueError, match="side"):
         processor.collate([{"input_ids": [1]}], "middle")
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="not finite"):
+            processor.collate([{"input_ids": [1], "features": np.full((1, 64, 218), value)}])
 
 
 def test_waveform_path_and_bytes_give_the_same_features(processor: StethoLMProcessor, tmp_path: Path) -> None:
