@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.report import Result
 
-GROUPS = ("data", "train", "generate", "serve")
+GROUPS = ("data", "model", "train", "generate", "serve")
 BENCHES = {
     "data/bare": "benchmarks.data.bare:bare",
     "data/published": "benchmarks.data.published:published",
     "data/wait": "benchmarks.data.wait:wait",
     "data/resume": "benchmarks.data.resume:resume",
     "data/memory": "benchmarks.data.memory:memory_bound",
+    "model/load": "benchmarks.load:load",
     "generate/evaluate": "benchmarks.generate:evaluate",
     "generate/prefer": "benchmarks.generate:prefer",
 }
