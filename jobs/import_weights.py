@@ -1,7 +1,7 @@
 """Make a checkpoint of published weights: of OPERA-CE's encoder, or of the authors' StethoLM.
 
-python jobs/import_weights.py --set run.name=published --set import_weights.weights=stetholm.pt \
-    --set model.language_model=google/medgemma-4b-it
+python jobs/import_weights.py --set import_weights.weights=encoder-operaCE.ckpt
+python jobs/import_weights.py --set import_weights.weights=stetholm.pt --set model.language_model=google/medgemma-4b-it
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from stetholm.errors import UserError
-from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor, load_checkpoint
+from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor, load_checkpoint, set_trainable
+from stetholm.model.checkpoint import load_own_weights
 from stetholm.model.importing import PartialImportError, import_weights
+from stetholm.training.precision import to_training_precision
 from tests.model.importing.cases import ENDS, KINDS, LOGITS, SETTINGS, Case, State, bring, logit_difference, trained
 from tests.model.importing.published import ALPHA, RANK
 from tests.model.tiny import tiny_settings
@@ -120,6 +122,24 @@ def test_import_load_generate(cases: Cases, saved: Save, tmp_path: Path) -> None
     assert out.shape[1] == batch["input_ids"].shape[1] + 5
     merged, _ = load_checkpoint(tmp_path / "out", merge=True)
     assert torch.equal(merged.generate(**batch, max_new_tokens=5, eos_token_id=None), out)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["adapter", "whole"])
+def test_training_goes_on_from_it(whole: bool, cases: Cases, saved: Save, tmp_path: Path) -> None:
+    """As a training stage takes a parent up: in bfloat16, then encoder, projector and adapter with all their digits."""
+    case = cases("llama")
+    import_weights(saved(case.state(whole)), tmp_path / "out", tiny_settings(case.base, **SETTINGS))
+    model, processor = load_checkpoint(tmp_path / "out", dtype=torch.bfloat16)
+    to_training_precision(model)
+    load_own_weights(model, tmp_path / "out")
+    expected = case.model.prefix_project.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.model.projector.state_dict().items())
+    set_trainable(model, "sft")
+    pair = processor.encode_pair("Is it normal?", "It is.", 1)
+    batch = processor.collate([{**pair, "features": torch.rand(1, 64, 218).numpy()}])
+    model.train()(**batch).loss.backward()
+    moved = [name for name, one in model.named_parameters() if one.grad is not None and one.grad.abs().sum() > 0]
+    assert any("lora_A.default" in name for name in moved) and any("audio_tower" in name for name in moved)
 
 
 def refused(file: Path, case: Case, folder: Path) -> PartialImportError:
