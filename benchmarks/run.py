@@ -23,6 +23,7 @@ BENCHES = {
     "data/resume": "benchmarks.data.resume:resume",
     "data/memory": "benchmarks.data.memory:memory_bound",
     "model/load": "benchmarks.load:load",
+    "model/parity": "benchmarks.parity:parity",
     "generate/evaluate": "benchmarks.generate:evaluate",
     "generate/prefer": "benchmarks.generate:prefer",
 }
