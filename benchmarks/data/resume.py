@@ -13,8 +13,9 @@ from benchmarks.data.corpora import batches, make, write_recordings
 from benchmarks.report import Result
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.stream import CorpusStream
+from stetholm.model.language import load_tokenizer
 from stetholm.ray_session import ray_session
-from stetholm.settings import StorageSettings
+from stetholm.settings import ModelSettings, StorageSettings
 from stetholm.storage import open_storage
 
 SAMPLES, SHARE = 48_331, 0.9
@@ -25,6 +26,7 @@ FILES = 1_000
 def resume() -> Iterator[Result]:
     """Seconds until the first batch of the rest, against seconds until the same batch from the epoch's beginning."""
     storage = open_storage(StorageSettings())
+    load_tokenizer(ModelSettings().language_model)  # unpacks the embedded model, once a machine
     with tempfile.TemporaryDirectory(prefix="stetholm-bench-") as folder, ray_session():
         jsonl = write_recordings(Path(folder), FILES, FORMATS)
         repeat_pairs(jsonl, SAMPLES)
