@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve stop test test-long lint format bench bench-data bench-model bench-train bench-generate bench-serve
+.PHONY: help setup demo serve stop test test-long lint format bench bench-data bench-model bench-train bench-generate bench-encoders bench-serve
 
 # The newest suitable Python; make PYTHON=/path/to/python to choose another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -54,5 +54,5 @@ format: setup ## put the files into ruff's format
 bench: setup ## all benchmarks, small
 	@$(BIN)/python -m benchmarks.run all
 
-bench-data bench-model bench-train bench-generate bench-serve: setup ## one group of benchmarks
+bench-data bench-model bench-train bench-generate bench-encoders bench-serve: setup ## one group of benchmarks
 	@$(BIN)/python -m benchmarks.run $(@:bench-%=%)

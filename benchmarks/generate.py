@@ -1,18 +1,30 @@
-"""How fast answers come: ``generate/evaluate`` (one greedy answer each), ``generate/prefer`` (candidates)."""
+"""How fast answers come.
+
+``generate/evaluate``: one greedy answer each. ``generate/prefer``: candidates. ``generate/published``: against the
+published recipe's ``generate``, with the same decoding and with our defaults.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import EfficientNetModel
 
 from benchmarks.report import Result
 from stetholm.audio.features import N_FRAMES, N_MELS
+from stetholm.model import StethoLMForConditionalGeneration, merge_lora
+from stetholm.model.dtype import fast_dtype
 from stetholm.model.fresh import build_model
-from stetholm.model.lora import merge_lora
+from stetholm.model.language import load_language_model, load_tokenizer
+from stetholm.model.packed import pack
+from stetholm.model.prompts import domain_sentence
 from stetholm.serving.engine import Request, Sampling
 from stetholm.serving.transformers_engine import TransformersEngine
 from stetholm.settings import ModelSettings, PreferSettings
@@ -78,3 +90,137 @@ def prefer() -> Iterator[Result]:
     ]
     yield compare("generate/prefer", running, asked)
     running.close()
+
+
+# --- generate/published ---
+
+NEW_TOKENS = 64
+"""So many a prompt, on both sides: the end of an answer is suppressed. The recipe's limit is 240."""
+BEAMS: dict[str, Any] = {"num_beams": 5, "length_penalty": 0.5, "early_stopping": True}
+PUBLISHED_IS = (
+    "the published recipe: beam 5, length penalty 0.5, early stopping, fp32, LoRA not merged, one batch padded on the "
+    "right, prefix and prompt embeddings concatenated, lm.generate(inputs_embeds=...)"
+)
+
+
+class Published:
+    """The published recipe's way to answer, written down from its description.
+
+    Encoder and prefix projector in fp32; prompts tokenised together and padded on the right (to the longest here) with
+    EOS; prefix and prompt embeddings concatenated; ``lm.generate(inputs_embeds=…)`` with the LoRA layers in place.
+    """
+
+    def __init__(self, model: StethoLMForConditionalGeneration, settings: ModelSettings) -> None:
+        """``model``: whose 1-to-3 convolution and projector to share, in fp32."""
+        self.stem, self.projector = model.model.audio_tower.stem, model.model.projector
+        size: Any = model.config.audio_config
+        self.network = EfficientNetModel(size).eval()
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        lora = LoraConfig(r=settings.lora.r, lora_alpha=settings.lora.alpha, target_modules=targets)
+        lora.task_type = "CAUSAL_LM"
+        self.lm: Any = get_peft_model(load_language_model(settings.language_model, torch.float32), lora).eval()
+        self.tokenizer = load_tokenizer(settings.language_model)
+        self.ends = model.generation_config.eos_token_id
+
+    @torch.no_grad()
+    def answer(self, asked: Sequence[Request]) -> int:
+        """Answer all of ``asked`` in one batch; how many tokens were made."""
+        clips = torch.from_numpy(np.concatenate([one.features for one in asked]))
+        prefix = self.projector(self.network(pixel_values=self.stem(clips.unsqueeze(1))).pooler_output)
+        prompts = [f"{domain_sentence(None, one.instruction)} {one.instruction}" for one in asked]
+        text = self.tokenizer(prompts, padding=True, padding_side="right", return_tensors="pt")
+        embeds = torch.cat([prefix, self.lm.get_input_embeddings()(text["input_ids"])], dim=1)
+        mask = torch.cat([torch.ones(prefix.shape[:2], dtype=torch.long), text["attention_mask"]], dim=1)
+        out = self.lm.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            max_new_tokens=NEW_TOKENS,
+            suppress_tokens=self.ends,
+            pad_token_id=self.tokenizer.eos_token_id,
+            do_sample=False,
+            **BEAMS,
+        )
+        return int(out.numel())
+
+
+def ours(dtype: torch.dtype, packed: bool = False) -> tuple[TransformersEngine, StethoLMForConditionalGeneration]:
+    """The engine of the embedded model, adapters merged; answers never end by themselves. ``packed``: as it serves."""
+    model, processor = build_model(ModelSettings(), dtype=dtype)
+    merge_lora(model)
+    model.generation_config.suppress_tokens = model.generation_config.eos_token_id
+    if packed:
+        pack(model)
+    return TransformersEngine(model, processor, max_batch=PROMPTS * BEAMS["num_beams"]), model
+
+
+def timed(answer: Callable[[], int], samples: int) -> float:
+    """Samples a second of the quicker of two calls.
+
+    Raises:
+        RuntimeError: a call did not make ``NEW_TOKENS`` tokens a sample.
+    """
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        made = answer()
+        seconds.append(time.perf_counter() - started)
+        if made != samples * NEW_TOKENS:
+            raise RuntimeError(f"{made} tokens for {samples} samples, not {NEW_TOKENS} each")
+    return samples / min(seconds)
+
+
+def tokens_made(running: TransformersEngine, asked: list[Request]) -> int:
+    """Answer ``asked``; how many tokens were made."""
+    return sum(answer.completion_tokens for answers in running.generate_many(asked) for answer in answers)
+
+
+def greedy_agreement(
+    running: TransformersEngine, reference: TransformersEngine, asked: list[Request]
+) -> dict[str, Any]:
+    """How far greedy answers in our number format are those in fp32."""
+    texts = [[one[0].text for one in engine.generate_many(asked)] for engine in (running, reference)]
+    same = [mine == theirs for mine, theirs in zip(*texts, strict=True)]
+    starts = [_common(mine, theirs) / max(len(theirs), 1) for mine, theirs in zip(*texts, strict=True)]
+    return {"greedy_texts_equal_fp32": sum(same) / len(same), "greedy_text_shared_with_fp32": sum(starts) / len(starts)}
+
+
+def _common(first: str, second: str) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+
+
+def published() -> Iterator[Result]:
+    """1 and 16 prompts; the same decoding on both sides (ours in our number format, and in fp32), then our defaults."""
+    fast = fast_dtype(gpu=False)
+    running, _ = ours(fast, packed=True)
+    exact, model = ours(torch.float32)
+    theirs = Published(model, ModelSettings())
+    greedy = Sampling(max_new_tokens=NEW_TOKENS)
+    beams = replace(greedy, num_beams=BEAMS["num_beams"], length_penalty=BEAMS["length_penalty"])
+    agreement = greedy_agreement(running, exact, requests(greedy))
+    ways = (
+        ("beam 5 on both sides", running, fast, beams),
+        ("beam 5 and fp32 on both sides", exact, torch.float32, beams),
+        ("ours greedy, theirs beam 5", running, fast, greedy),
+    )
+    for samples in (1, PROMPTS):
+        asked = requests(beams)[:samples]
+        baseline = timed(partial(theirs.answer, asked), samples)
+        for decoding, engine, dtype, sampling in ways:
+            mine = [replace(one, sampling=sampling) for one in asked]
+            rate = timed(partial(tokens_made, engine, mine), samples)
+            config = {
+                "decoding": decoding,
+                "prompts": samples,
+                "max_new_tokens": NEW_TOKENS,
+                "model": "smollm2-135m",
+                "dtype": str(dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+                "tokens_per_second": rate * NEW_TOKENS,
+                "baseline_tokens_per_second": baseline * NEW_TOKENS,
+                **(agreement if engine is running else {}),
+            }
+            yield Result("generate/published", rate, baseline, "samples/s", PUBLISHED_IS, config)
+    running.close()
+    exact.close()

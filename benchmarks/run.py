@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.report import Result
 
-GROUPS = ("data", "model", "train", "generate", "serve")
+GROUPS = ("data", "model", "train", "generate", "encoders", "serve")
 BENCHES = {
     "data/bare": "benchmarks.data.bare:bare",
     "data/published": "benchmarks.data.published:published",
@@ -26,6 +26,8 @@ BENCHES = {
     "model/parity": "benchmarks.parity:parity",
     "generate/evaluate": "benchmarks.generate:evaluate",
     "generate/prefer": "benchmarks.generate:prefer",
+    "generate/published": "benchmarks.generate:published",
+    "encoders/clip": "benchmarks.encoders:clip",
 }
 """Every benchmark there is: its name, and the function that yields its results."""
 

@@ -11,7 +11,9 @@ from benchmarks.run import BENCHES, chosen, function
 def test_groups_names_and_all():
     assert chosen(["all"]) == list(BENCHES)
     assert chosen(["data"]) == [f"data/{name}" for name in ("bare", "published", "wait", "resume", "memory")]
-    assert chosen(["generate/prefer", "generate"]) == ["generate/prefer", "generate/evaluate"]
+    assert chosen(["generate/prefer", "generate"]) == [
+        f"generate/{name}" for name in ("prefer", "evaluate", "published")
+    ]
 
 
 @pytest.mark.parametrize("word", ["train", "data/none", "x"])

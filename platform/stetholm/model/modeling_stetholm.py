@@ -249,7 +249,8 @@ class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, SharedPrompts, G
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The head on hidden states (..., d) -> (..., vocabulary), with Gemma's soft cap where the model has one."""
-        logits: torch.Tensor = self.lm_head(hidden)
+        # Of a slice that is not contiguous, torch would multiply row by row with copies of the head: seconds on a CPU.
+        logits: torch.Tensor = self.lm_head(hidden.contiguous())
         cap = getattr(self.config.text_config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

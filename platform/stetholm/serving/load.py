@@ -8,6 +8,7 @@ import torch
 
 from stetholm.model.checkpoint import load_checkpoint
 from stetholm.model.dtype import fast_dtype
+from stetholm.model.packed import pack
 from stetholm.serving.engine import Engine
 from stetholm.serving.transformers_engine import TransformersEngine
 from stetholm.storage import Storage
@@ -34,4 +35,5 @@ def load_engine(
     dtype = dtype or fast_dtype(device.startswith("cuda"))
     model, processor = load_checkpoint(checkpoint_uri, storage, dtype=dtype, merge=True)
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps torch's method
+    pack(model)
     return TransformersEngine(model, processor, max_batch=max_batch)

@@ -25,18 +25,17 @@ class FloatBatchNorm2d(nn.BatchNorm2d):
         """Normalise ``input`` (N, C, H, W); the result has its type."""
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        weight, bias = self.weight.float(), self.bias.float()
-        normal = F.batch_norm(
-            input.float(),
+        # Torch takes a bf16 input with float32 parameters as it is, and computes in float32.
+        return F.batch_norm(
+            input,
             self.running_mean,
             self.running_var,
-            weight,
-            bias,
+            self.weight.float(),
+            self.bias.float(),
             self.training,
             self.momentum or 0.0,
             self.eps,
         )
-        return normal.to(input.dtype)
 
 
 def float_norms(network: nn.Module) -> list[FloatBatchNorm2d]:
