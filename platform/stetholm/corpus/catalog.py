@@ -54,3 +54,20 @@ def read_catalog(storage: Storage, corpus_uri: str, manifest: Manifest) -> Itera
     for path in manifest.catalog:
         table = pq.read_table(io.BytesIO(storage.read_bytes(f"{corpus_uri.rstrip('/')}/{path}")))
         yield from table.to_pylist(maps_as_pydicts="strict")
+
+
+def by_recording(rows: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The row of each recording: of several the latest, but one that has labels or events rather than one that has not.
+
+    A recording that two sources share is described by that which knows what it is.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        there = found.get(row["recording_id"])
+        if there is None or _described(row) or not _described(there):
+            found[row["recording_id"]] = row
+    return found
+
+
+def _described(row: Mapping[str, Any]) -> bool:
+    return bool(row["labels"] or row["events"])

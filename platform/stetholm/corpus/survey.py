@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stetholm.corpus.catalog import read_catalog
+from stetholm.corpus.catalog import by_recording, read_catalog
 from stetholm.corpus.manifest import CorpusError, Manifest, ShardInfo
 from stetholm.corpus.parquet import read_parquet, whole
 from stetholm.corpus.schema import SPLITS
@@ -98,7 +98,7 @@ class Survey:
     @cached_property
     def recordings(self) -> dict[str, Known]:
         """All recordings of the pairs, by id."""
-        known = {row["recording_id"]: _of_catalogue(row) for row in self.catalogue}  # the latest is right
+        known = {name: _of_catalogue(row) for name, row in by_recording(self.catalogue).items()}
         for rows in self.pairs.values():
             # Pairs about one recording first: they know its patient.
             for row in sorted(rows, key=lambda row: len(row["recording_ids"])):

@@ -11,7 +11,7 @@ from typing import Any
 
 from stetholm.audio.decode import AudioError
 from stetholm.audio.features import SAMPLE_RATE, log_mel
-from stetholm.corpus.catalog import read_catalog
+from stetholm.corpus.catalog import by_recording, read_catalog
 from stetholm.corpus.derived import unpack_log_mel
 from stetholm.corpus.manifest import Manifest
 from stetholm.errors import UserError
@@ -118,7 +118,7 @@ def corpus_cases(storage: Storage, corpus: str, split: str, count: int, seed: in
     wanted = {example.sample_id for example in examples}
     rows = read_rows(storage, corpus, split, ("sample_id", "log_mel", "seconds"), wanted)
     sounds = {row["sample_id"]: row for row in rows}
-    known = {row["recording_id"]: row for row in read_catalog(storage, corpus, Manifest.load(storage, corpus))}
+    known = by_recording(read_catalog(storage, corpus, Manifest.load(storage, corpus)))
     return [_case(example, sounds[example.sample_id], known) for example in examples]
 
 
