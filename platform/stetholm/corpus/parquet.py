@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import chain, repeat
 from typing import TypeVar
@@ -55,7 +56,9 @@ def whole(read: Callable[[], T], what: str) -> T:
         raise CorpusError(f"{what} cannot be read ({str(error)[:200]}): {again}") from error
 
 
-_MAX_FOOTERS = 256
+_MAX_FOOTERS = 16
+"""Few: each takes a quarter of a megabyte in every reading process, whose memory is not to grow with the corpus."""
+_LOCK = threading.Lock()
 _FOOTERS: dict[tuple[str, str], pq.FileMetaData] = {}
 """Footers of files that this process has opened. The checksum tells apart a corpus written anew at the same URI."""
 
@@ -63,8 +66,9 @@ _FOOTERS: dict[tuple[str, str], pq.FileMetaData] = {}
 def _open(filesystem: FileSystem, key: str, sha256: str | None) -> pq.ParquetFile:
     footer = _FOOTERS.get((key, sha256)) if sha256 else None
     file = pq.ParquetFile(filesystem.open_input_file(key), metadata=footer, pre_buffer=True)
-    if sha256:
-        if len(_FOOTERS) >= _MAX_FOOTERS:
-            _FOOTERS.clear()
-        _FOOTERS[key, sha256] = file.metadata
+    if sha256 and footer is None:
+        with _LOCK:
+            if len(_FOOTERS) >= _MAX_FOOTERS:
+                del _FOOTERS[next(iter(_FOOTERS))]
+            _FOOTERS[key, sha256] = file.metadata
     return file
