@@ -17,7 +17,7 @@ from stetholm.model.encoders import build_encoder, encoder_class
 from stetholm.model.encoders.base import N_FRAMES, N_MELS
 
 BATCHES, DTYPES = (1, 16), (torch.float32, torch.bfloat16)
-ROUNDS, CALLS = 5, {1: 8, 16: 2}
+ROUNDS, CALLS = 3, {1: 5, 16: 1}
 AS_IT_COMES = {
     "cola": "transformers' EfficientNetModel behind the 1-to-3 convolution, as it comes, eager, fp32",
     "ast": "transformers' ASTModel as it comes, eager, fp32",
