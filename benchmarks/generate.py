@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import EfficientNetModel
 
+from benchmarks.published_model import PublishedModel
 from benchmarks.report import Result
 from stetholm.audio.features import N_FRAMES, N_MELS
 from stetholm.model import StethoLMForConditionalGeneration, merge_lora
 from stetholm.model.dtype import fast_dtype
 from stetholm.model.fresh import build_model
-from stetholm.model.language import load_language_model, load_tokenizer
+from stetholm.model.language import load_tokenizer
 from stetholm.model.packed import pack
 from stetholm.model.prompts import domain_sentence
 from stetholm.serving.engine import Request, Sampling
@@ -105,21 +104,15 @@ PUBLISHED_IS = (
 
 
 class Published:
-    """The published recipe's way to answer, written down from its description.
+    """The published recipe's way to answer: prompts in one batch, then ``lm.generate(inputs_embeds=…)``, LoRA in place.
 
-    Encoder and prefix projector in fp32; prompts tokenised together and padded on the right (to the longest here) with
-    EOS; prefix and prompt embeddings concatenated; ``lm.generate(inputs_embeds=…)`` with the LoRA layers in place.
+    Args:
+        model: whose encoder and projector to copy.
+        settings: names the language model.
     """
 
     def __init__(self, model: StethoLMForConditionalGeneration, settings: ModelSettings) -> None:
-        """``model``: whose 1-to-3 convolution and projector to share, in fp32."""
-        self.stem, self.projector = model.model.audio_tower.stem, model.model.projector
-        size: Any = model.config.audio_config
-        self.network = EfficientNetModel(size).eval()
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        lora = LoraConfig(r=settings.lora.r, lora_alpha=settings.lora.alpha, target_modules=targets)
-        lora.task_type = "CAUSAL_LM"
-        self.lm: Any = get_peft_model(load_language_model(settings.language_model, torch.float32), lora).eval()
+        self.model = PublishedModel(model, settings).eval()
         self.tokenizer = load_tokenizer(settings.language_model)
         self.ends = model.generation_config.eos_token_id
 
@@ -127,14 +120,12 @@ class Published:
     def answer(self, asked: Sequence[Request]) -> int:
         """Answer all of ``asked`` in one batch; how many tokens were made."""
         clips = torch.from_numpy(np.concatenate([one.features for one in asked]))
-        prefix = self.projector(self.network(pixel_values=self.stem(clips.unsqueeze(1))).pooler_output)
         prompts = [f"{domain_sentence(None, one.instruction)} {one.instruction}" for one in asked]
         text = self.tokenizer(prompts, padding=True, padding_side="right", return_tensors="pt")
-        embeds = torch.cat([prefix, self.lm.get_input_embeddings()(text["input_ids"])], dim=1)
-        mask = torch.cat([torch.ones(prefix.shape[:2], dtype=torch.long), text["attention_mask"]], dim=1)
-        out = self.lm.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
+        embedded = self.model.embed(clips, text["input_ids"], text["attention_mask"])
+        out = self.model.lm.generate(
+            inputs_embeds=embedded.embeds,
+            attention_mask=embedded.mask,
             max_new_tokens=NEW_TOKENS,
             suppress_tokens=self.ends,
             pad_token_id=self.tokenizer.eos_token_id,

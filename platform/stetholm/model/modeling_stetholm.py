@@ -113,9 +113,16 @@ class StethoLMModel(StethoLMPreTrainedModel):
                 f"input_features has shape {tuple(input_features.shape)}: expected (recordings, {N_MELS}, {N_FRAMES}), "
                 "as StethoLMProcessor makes it"
             )
-        projector = self.reference_projector if self.use_reference else self.projector
+        return self.project_audio(self.pool_audio(input_features))
+
+    def pool_audio(self, input_features: torch.Tensor) -> torch.Tensor:
+        """The encoder alone: (R, 64, 218) -> (R, width)."""
         first: Any = self.projector.model[0]
-        pooled = self.audio_tower(input_features.to(first.weight.dtype))
+        return cast(torch.Tensor, self.audio_tower(input_features.to(first.weight.dtype)))
+
+    def project_audio(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The projector in use alone: (R, width) -> (R, prefix_tokens, d)."""
+        projector = self.reference_projector if self.use_reference else self.projector
         return cast(torch.Tensor, cast(nn.Module, projector)(pooled))
 
     def embed(
@@ -123,6 +130,7 @@ class StethoLMModel(StethoLMPreTrainedModel):
         input_ids: torch.Tensor,
         input_features: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embeddings (N, T, d) of a prompt, placeholders replaced by the recordings' in order.
 
@@ -130,6 +138,8 @@ class StethoLMModel(StethoLMPreTrainedModel):
             input_ids: (N, T).
             input_features: (R, 64, 218), or
             audio_embeds: (R, prefix_tokens, d), what :meth:`encode_audio` made of them.
+            audio_index: which of these each recording of the prompts is, in their order; default: each its own.
+                So a recording that stands in several prompts is encoded once.
 
         Raises:
             ValueError: the placeholders are not ``prefix_tokens`` a recording.
@@ -139,6 +149,8 @@ class StethoLMModel(StethoLMPreTrainedModel):
         embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
         if audio_embeds is None and input_features is not None and len(input_features):
             audio_embeds = self.encode_audio(input_features)
+        if audio_embeds is not None and audio_index is not None:
+            audio_embeds = audio_embeds[audio_index]
         self.recordings_of(input_ids, 0 if audio_embeds is None else len(audio_embeds))
         if audio_embeds is None:
             return self._touch_audio(embeds)
@@ -170,6 +182,7 @@ class StethoLMModel(StethoLMPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -180,7 +193,7 @@ class StethoLMModel(StethoLMPreTrainedModel):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.embed(input_ids, input_features, audio_embeds)
+            inputs_embeds = self.embed(input_ids, input_features, audio_embeds, audio_index)
         elif input_features is not None or audio_embeds is not None:
             raise ValueError(HOLD_THEIRS)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:

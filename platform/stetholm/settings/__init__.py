@@ -24,6 +24,7 @@ from stetholm.settings.sections import (
     StorageSettings,
     SyntheticSettings,
     Task,
+    TrackerName,
     TrainSettings,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "StorageSettings",
     "SyntheticSettings",
     "Task",
+    "TrackerName",
     "TrainSettings",
     "load_settings",
 ]

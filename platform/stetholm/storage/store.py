@@ -229,14 +229,23 @@ class Storage:
 
     # --- folders ---
 
-    def upload_dir(self, local: Path, uri: str) -> None:
-        """Upload all files below ``local``, keeping their relative paths. Other objects below ``uri`` stay."""
+    def upload_dir(self, local: Path, uri: str, last: str | None = None) -> None:
+        """Upload all files below ``local``, keeping their relative paths. Other objects below ``uri`` stay.
+
+        Args:
+            local: a folder.
+            uri: where its files go.
+            last: a file of it that is uploaded when all others are there: whoever sees it sees all.
+        """
         files = sorted(path for path in Path(local).rglob("*") if path.is_file())
         if not files:
             raise StorageError(f"storage: nothing to upload: {local} is not a folder with files")
-        keys = [f"{self.key(uri)}/{path.relative_to(local).as_posix()}" for path in files]
+        end = Path(local) / last if last is not None else None
         with _explained(uri):
-            self.fs.put([str(path) for path in files], keys)
+            for some in ([path for path in files if path != end], [path for path in files if path == end]):
+                keys = [f"{self.key(uri)}/{path.relative_to(local).as_posix()}" for path in some]
+                if some:
+                    self.fs.put([str(path) for path in some], keys)
 
     def download_dir(self, uri: str, local: Path) -> None:
         """Download all objects below ``uri`` into ``local``, keeping their relative paths.

@@ -39,8 +39,7 @@ def trainer_arguments(train: TrainSettings, seed: int, steps: int, folder: Path)
         # The frozen part has its precision already and what trains is fp32: no autocast on top.
         "bf16": False,
         "gradient_checkpointing": False,
-        "logging_steps": train.log_every,
-        "logging_first_step": True,
+        "logging_strategy": "no",  # training.monitor logs
         "logging_nan_inf_filter": False,
         "log_level": "error",
         "report_to": [],

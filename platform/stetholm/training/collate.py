@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from stetholm.audio.degrade import degrade
+from stetholm.audio.degrade import Spectrogram, degrade
 from stetholm.audio.features import N_FRAMES, N_MELS
 from stetholm.corpus.stream import read_features
 from stetholm.errors import UserError
 from stetholm.model import StethoLMProcessor
+from stetholm.model.processing_stetholm import stack_features
 from stetholm.training.batches import Batch, Row
+
+References = Mapping[tuple[int, str], tuple[float, float, float]]
+"""Summed reference log-probabilities of chosen, rejected and chosen under degraded audio, by epoch and sample id."""
 
 
 class Prepare:
@@ -60,19 +65,21 @@ def answers_of(stage: str, chosen: str = "candidate") -> dict[str, str]:
 class Collate:
     """Pads rows of ``stage`` to one step's tensors; no rows give a step that trains nothing."""
 
-    def __init__(self, stage: str, processor: StethoLMProcessor) -> None:
-        self.stage, self.processor = stage, processor
+    def __init__(self, stage: str, processor: StethoLMProcessor, reference: References | None = None) -> None:
+        self.stage, self.processor, self.reference = stage, processor, reference
 
     def __call__(self, rows: list[Row]) -> Batch:
-        """Tensors ``input_ids``, ``attention_mask``, ``labels`` and ``input_features`` (recordings, 64, 218).
+        """Tensors ``input_ids``, ``attention_mask``, ``labels``, ``input_features`` and ``audio_index``.
 
-        For dpo the rows are N chosen, N rejected, N chosen again, and the spectrograms N clean ones, then the same
-        degraded. For align ``responses`` and ``rows`` (whose each recording is) come along.
+        ``input_features`` (U, 64, 218) holds each distinct spectrogram once; ``audio_index`` (R,) says which one each
+        recording of the prompts is. For dpo the rows are N chosen, N rejected, N chosen again, the last under degraded
+        spectrograms; ``reference`` (3N,) is there if it has been computed ahead. For align ``responses`` and ``rows``
+        (whose each recording is) come along.
         """
         examples = [self._example(row) for row in rows] or [self._blank()]
         if self.stage == "dpo":
             return self._preferences(rows, examples)
-        batch: Batch = dict(self.processor.collate(examples))
+        batch = self._padded(examples, [sound for example in examples for sound in example["features"]])
         if self.stage == "align":
             batch["responses"] = [row["response"] for row in rows]
             counts = torch.tensor([len(example["features"]) for example in examples])
@@ -81,13 +88,27 @@ class Collate:
 
     def _preferences(self, rows: list[Row], chosen: list[dict[str, Any]]) -> Batch:
         rejected = [self._example(row, "rejected_") for row in rows] or [self._blank()]
-        batch = self.processor.collate(chosen + rejected + chosen)
-        clean = [example["features"] for example in chosen]
+        clean = [sound for example in chosen for sound in example["features"]]
         degraded = [
-            np.stack([degrade(sound, row["sample_id"], row["epoch"]) for sound in sounds])
-            for row, sounds in zip(rows, clean, strict=False)
+            degrade(sound, row["sample_id"], row["epoch"])
+            for row, example in zip(rows, chosen, strict=False)
+            for sound in example["features"]
         ] or clean
-        batch["input_features"] = torch.from_numpy(np.concatenate(clean + degraded))
+        batch = self._padded(chosen + rejected + chosen, clean + clean + degraded)
+        if self.reference is not None:
+            known = [self.reference[row["epoch"], row["sample_id"]] for row in rows] or [(0.0, 0.0, 0.0)]
+            batch["reference"] = torch.tensor(known).T.flatten()
+        return batch
+
+    def _padded(self, examples: list[dict[str, Any]], sounds: Sequence[Spectrogram]) -> Batch:
+        """The tensors of text, and each distinct one of ``sounds`` once."""
+        texts = [{key: example[key] for key in ("input_ids", "labels")} for example in examples]
+        batch: Batch = dict(self.processor.collate(texts))
+        places: dict[bytes, int] = {}
+        index = [places.setdefault(sound.tobytes(), len(places)) for sound in sounds]
+        distinct = [sounds[index.index(place)] for place in range(len(places))]
+        batch["input_features"] = stack_features([np.stack(distinct)])
+        batch["audio_index"] = torch.tensor(index)
         return batch
 
     def _example(self, row: Row, prefix: str = "") -> dict[str, Any]:

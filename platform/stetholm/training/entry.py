@@ -11,19 +11,16 @@ from stetholm.training.job import StageJob
 
 def ray_worker(config: dict[str, Any]) -> None:
     """Ray Train's entry: the process group, the checkpoint to go on from, and where checkpoints go."""
-    import deepspeed
     import ray.train
 
     from stetholm.ray_session import quiet_data
+    from stetholm.training.ranks import join_group
     from stetholm.training.worker import run_stage
 
     job: StageJob = config["job"]
     quiet_data()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would print every report of every worker
-    # Its shared-memory kernels are compiled on first use: a minute, and a worker killed meanwhile leaves a lock
-    # that all later ones wait for. Gloo does what is needed.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if job.train.use_gpu else "gloo")
+    join_group(job.train.use_gpu)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         run_stage(job, None, _ray_report)

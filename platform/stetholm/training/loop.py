@@ -1,8 +1,7 @@
-"""What happens around the Trainer's steps: resuming, the ledger, checkpoints, progress, stopping."""
+"""What happens around the Trainer's steps: resuming, the ledger, checkpoints, stopping. What is seen: ``monitor``."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from itertools import zip_longest
@@ -13,11 +12,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from stetholm import progress as terminal
 from stetholm.corpus.ledger import Ledger
-from stetholm.errors import UserError
 from stetholm.model import StethoLMProcessor
 from stetholm.model.checkpoint import own_keys, save_checkpoint
+from stetholm.training.guard import require_finite
 from stetholm.training.memory import trim
 from stetholm.training.ranks import from_all, is_first, rank
 from stetholm.training.state import Progress, gather_moments, gather_weights, restore_moments, save_training_state
@@ -27,12 +25,11 @@ Report = Callable[[dict[str, Any], Path | None], None]
 
 
 class TrainingLoop(TrainerCallback):
-    """Keeps a run resumable and visible.
+    """Keeps a run resumable.
 
     Args:
         trainer: a stage's trainer with its batches in use.
         processor: saved with each checkpoint.
-        name: of the stage, for the progress line.
         progress: where the run stands; step > 0 goes on from there.
         resume: optimizer moments and scheduler state of that point, or None.
         every: steps between checkpoints.
@@ -44,7 +41,6 @@ class TrainingLoop(TrainerCallback):
         self,
         trainer: Any,
         processor: StethoLMProcessor,
-        name: str,
         progress: Progress,
         resume: tuple[dict[str, torch.Tensor], dict[str, Any]] | None,
         every: int,
@@ -57,7 +53,6 @@ class TrainingLoop(TrainerCallback):
         self._fresh = Ledger()
         self._saved_step = progress.step
         self._started, self._waits = 0.0, 0
-        self._line = terminal.Progress(name, progress.steps, unit="steps") if is_first() else None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,8 +63,6 @@ class TrainingLoop(TrainerCallback):
             restore_moments(self.trainer.model_wrapped, moments, self.progress.step)
             state.global_step = self.progress.step
             self.trainer.lr_scheduler.load_state_dict(scheduler)
-        if self._line is not None:
-            self._line.__enter__()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -86,31 +79,8 @@ class TrainingLoop(TrainerCallback):
         last = self.trainer.batches.at_end or state.global_step >= args.max_steps
         if last:
             control.should_training_stop = True
-            control.should_log = True
         elif state.global_step % self._every == 0:
             self.save()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keep the loss and show it."""
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {state.global_step}; the last good checkpoint is of step "
-                f"{self._saved_step}. Lower train.learning_rate or look at the samples of these steps"
-            )
-        self.progress.loss_first = loss if self.progress.loss_first is None else self.progress.loss_first
-        self.progress.loss_last = loss
-        if self._line is not None:
-            self._line.update(state.global_step, loss=round(loss, 4))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -118,8 +88,6 @@ class TrainingLoop(TrainerCallback):
         """Save what the last steps did."""
         if self.progress.step > self._saved_step:
             self.save()
-        if self._line is not None:
-            self._line.__exit__(None, None, None)
 
     def save(self) -> None:
         """Write a checkpoint of this step; a collective call."""
@@ -130,6 +98,7 @@ class TrainingLoop(TrainerCallback):
         # One after the other: both at once would be the step's peak of memory.
         weights = gather_weights(model, own_keys(model))
         if folder is not None:
+            require_finite(weights, self.progress.step)
             save_checkpoint(model, self.processor, folder, state_dict=weights)
         del weights
         moments = gather_moments(engine)

@@ -118,8 +118,12 @@ def mean_logps(token_logps: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (N,) means over each row's response tokens.
     """
-    counts = (labels[:, 1:] != -100).sum(dim=1)
-    return token_logps.sum(dim=1) / counts.clamp(min=1)
+    return token_logps.sum(dim=1) / response_lengths(labels)
+
+
+def response_lengths(labels: Tensor) -> Tensor:
+    """(N,) response tokens of each row of ``labels`` (N, T), at least 1."""
+    return (labels[:, 1:] != -100).sum(dim=1).clamp(min=1)
 
 
 def text_groups(texts: list[str]) -> Tensor:

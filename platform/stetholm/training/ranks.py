@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+
+def join_group(use_gpu: bool) -> None:
+    """Be one of the processes that train together, as DeepSpeed needs it; call it before a model is built.
+
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say which, as torchrun sets them. Under Ray Train the
+    group is there already; without any of this the process trains alone.
+    """
+    if not use_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed  # after that, as it looks for an accelerator when it is imported
+
+    # Its shared-memory kernels are compiled on first use: a minute, and a worker killed meanwhile leaves a lock
+    # that all later ones wait for. Gloo does what is needed.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized() and "WORLD_SIZE" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(free_port())
+    deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
 
 
 def rank() -> int:
@@ -27,11 +49,16 @@ def is_first() -> bool:
 
 def any_of_all(mine: bool) -> bool:
     """True if any rank passes True; a collective call."""
+    return any_of_each([mine])[0]
+
+
+def any_of_each(mine: Sequence[bool]) -> list[bool]:
+    """For each place, whether any rank passes True there; one collective call for all of them."""
     if not dist.is_initialized():
-        return mine
-    flag = torch.tensor([int(mine)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+        return list(mine)
+    flags = torch.tensor(mine, dtype=torch.int32, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
 
 
 def from_all(mine: T) -> list[T]:
@@ -41,3 +68,10 @@ def from_all(mine: T) -> list[T]:
     parts: list[T] = [mine] * world_size()
     dist.all_gather_object(parts, mine)
     return parts
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -102,7 +102,7 @@ def _fit(job: StageJob) -> str:
             checkpoint_config=CheckpointConfig(num_to_keep=job.train.keep_checkpoints),
             failure_config=FailureConfig(max_failures=job.train.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={"env_vars": _environment(job.train)},
+            worker_runtime_env={"env_vars": worker_environment(job.train)},
         ),
     )
     result = trainer.fit()
@@ -119,7 +119,8 @@ def _cpus(train: TrainSettings) -> float:
     return max(0.25, min(1.0, free / train.workers))
 
 
-def _environment(train: TrainSettings) -> dict[str, str]:
+def worker_environment(train: TrainSettings) -> dict[str, str]:
+    """Environment variables of a training worker."""
     always = {
         "TRANSFORMERS_VERBOSITY": "error",
         # glibc keeps what is freed, by thread, for later: these bounds limit that. Below the size of activations they

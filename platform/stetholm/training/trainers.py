@@ -19,18 +19,20 @@ from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor
 from stetholm.model.lora import reference
 from stetholm.settings import AlignSettings, DpoSettings
 from stetholm.training.batches import Batch, StepBatches
+from stetholm.training.guard import Watched
 from stetholm.training.losses import (
     anchor_loss,
     conditional_loss,
     contrastive_loss,
     mean_logps,
+    response_lengths,
     scale_loss,
     text_groups,
 )
 from stetholm.training.response_head import install_response_head
 
 
-class StageTrainer:
+class StageTrainer(Watched):
     """What the stages share. Mixed into a TRL trainer, before it."""
 
     batches: StepBatches
@@ -114,7 +116,7 @@ class AlignTrainer(StageTrainer, SFTTrainer):
         taken = self.take(inputs)
         responses, rows = inputs.pop("responses"), inputs.pop("rows")
         module = self.accelerator.unwrap_model(model)
-        prefix = module.encode_audio(inputs["input_features"])
+        prefix = module.encode_audio(inputs["input_features"])[inputs["audio_index"]]
         loss = prefix.float().sum() * 0.0  # keeps an empty rank's gradients in step with the others'
         if taken:
             audio = _mean_by(prefix.float().mean(dim=1), rows, len(responses))
@@ -175,7 +177,7 @@ class MdpoTrainer(StageTrainer, DPOTrainer):
     """Multimodal DPO: TRL's length-averaged DPO term plus the conditional and the anchor term.
 
     One forward of the policy scores chosen-clean, rejected-clean and chosen-degraded rows together; the reference is
-    the same model with the stage's adapter off and the projector of before.
+    the same model with the stage's adapter off and the projector of before, scored in each step or ahead.
     """
 
     settings: DpoSettings
@@ -195,7 +197,7 @@ class MdpoTrainer(StageTrainer, DPOTrainer):
         return dataset  # batches come from `use`, tokenised already
 
     def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset  # the reference is scored in each step: degraded audio differs by epoch
+        return dataset  # the reference is scored by us: degraded audio differs by epoch
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
@@ -203,25 +205,14 @@ class MdpoTrainer(StageTrainer, DPOTrainer):
         """L = L_dpo (TRL) + lambda_conditional L_cond + lambda_anchor L_anchor."""
         weight = 1.0 if self.take(inputs) else 0.0
         module = self.accelerator.unwrap_model(model)
-        ids, labels = inputs["input_ids"], inputs["labels"]
-        with torch.no_grad(), reference(module):
-            frozen = self._score(module, module, inputs).log_probs
-        scored = self._score(model, module, inputs)
+        labels, known = inputs["labels"], inputs.pop("reference", None)
+        with torch.no_grad():  # the encoder is frozen: policy and reference hear the same
+            pooled = module.model.pool_audio(inputs["input_features"])
+        frozen = reference_logps(module, inputs, pooled) if known is None else known
+        scored = score(model, module, inputs, pooled)
         policy = mean_logps(scored.log_probs, labels).chunk(3)
-        before = mean_logps(frozen, labels).chunk(3)
-        pairs = len(ids) // 3 * 2
-        ref_chosen, ref_rejected = frozen[:pairs].sum(dim=1).chunk(2)
-        dpo = super()._compute_loss(
-            _Scored(scored, pairs),
-            {
-                "input_ids": ids[:pairs],
-                "attention_mask": inputs["attention_mask"][:pairs],
-                "completion_mask": (labels[:pairs] != -100).long(),
-                "ref_chosen_logps": ref_chosen,
-                "ref_rejected_logps": ref_rejected,
-            },
-            return_outputs=False,
-        )
+        before = (frozen / response_lengths(labels)).chunk(3)
+        dpo = self._dpo(scored, inputs, frozen)
         s = self.settings
         conditional = conditional_loss(policy[0], policy[2], before[0], before[2], s.beta)
         anchor = anchor_loss(policy[0], before[0], s.beta, s.anchor_margin)
@@ -234,16 +225,51 @@ class MdpoTrainer(StageTrainer, DPOTrainer):
         )
         return weight * (dpo + s.lambda_conditional * conditional + s.lambda_anchor * anchor)
 
-    def _score(self, model: Any, module: StethoLMForConditionalGeneration, inputs: Batch) -> Any:
-        """Per-token log-probabilities of 3N rows; each distinct spectrogram goes through the encoder once."""
-        clean, degraded = module.encode_audio(inputs["input_features"]).chunk(2)
-        return model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            audio_embeds=torch.cat([clean, clean, degraded]),
-            labels=inputs["labels"],
-            fused_lm_head=True,
+    def _dpo(self, scored: Any, inputs: Batch, frozen: Tensor) -> Tensor:
+        """TRL's own term, of the first 2N of the 3N rows."""
+        rows = len(frozen) // 3 * 2
+        ref_chosen, ref_rejected = frozen[:rows].chunk(2)
+        return cast(
+            Tensor,
+            super()._compute_loss(
+                _Scored(scored, rows),
+                {
+                    "input_ids": inputs["input_ids"][:rows],
+                    "attention_mask": inputs["attention_mask"][:rows],
+                    "completion_mask": (inputs["labels"][:rows] != -100).long(),
+                    "ref_chosen_logps": ref_chosen,
+                    "ref_rejected_logps": ref_rejected,
+                },
+                return_outputs=False,
+            ),
         )
+
+
+@torch.no_grad()
+def reference_logps(module: StethoLMForConditionalGeneration, inputs: Batch, pooled: Tensor | None = None) -> Tensor:
+    """(3N,) summed log-probabilities of a mDPO batch's responses by the policy before mDPO.
+
+    Args:
+        module: the model, with its response head installed and what mDPO trains set apart.
+        inputs: of :class:`~stetholm.training.collate.Collate`.
+        pooled: (U, width), what the encoder makes of ``input_features``, if that is known already.
+    """
+    with reference(module):
+        pooled = module.model.pool_audio(inputs["input_features"]) if pooled is None else pooled
+        summed: Tensor = score(module, module, inputs, pooled).log_probs.sum(dim=1)
+    return summed
+
+
+def score(model: Any, module: StethoLMForConditionalGeneration, inputs: Batch, pooled: Tensor) -> Any:
+    """Per-token log-probabilities of 3N rows, each distinct spectrogram projected once."""
+    return model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        audio_embeds=module.model.project_audio(pooled),
+        audio_index=inputs["audio_index"],
+        labels=inputs["labels"],
+        fused_lm_head=True,
+    )
 
 
 class _Scored:
@@ -283,7 +309,14 @@ def trainer_for(
         "data_collator": list,
     }
     if stage == "dpo":
-        dpo = DPOConfig(**arguments, beta=settings.beta, loss_type=["sigmoid_norm"], precompute_ref_log_probs=True)
+        dpo = DPOConfig(
+            **arguments,
+            beta=settings.beta,
+            loss_type=list(settings.loss_type),
+            loss_weights=list(settings.loss_weights) if settings.loss_weights else None,
+            label_smoothing=settings.label_smoothing,
+            precompute_ref_log_probs=True,
+        )
         trainer: Any = MdpoTrainer(args=dpo, **shared)
         trainer.use_settings(settings)
         return trainer

@@ -26,6 +26,8 @@ from stetholm.training.collate import Collate, Prepare, answers_of
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import write_lineage
 from stetholm.training.loop import Report, TrainingLoop
+from stetholm.training.metrics import Counted
+from stetholm.training.monitor import Monitor, monitor_for
 from stetholm.training.precision import frozen_dtype, to_training_precision
 from stetholm.training.ranks import any_of_all, rank, world_size
 from stetholm.training.rows import training_rows
@@ -61,12 +63,14 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
         arguments = trainer_arguments(job.train, job.settings.run.seed, progress.steps, Path(scratch))
         trainer = trainer_for(job.stage, model, processor, arguments, job.train)
         trainer.keep_statistics = job.lineage.parent is not None
-        trainer.use(StepBatches(rows, plan, Collate(job.stage, processor), any_of_all))
+        trainer.use(StepBatches(rows, plan, Counted(Collate(job.stage, processor)), any_of_all))
         resumed = (moments, scheduler) if moments is not None and scheduler is not None else None
-        every, finish = job.train.checkpoint_every, partial(_finish, job)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(TrainingLoop(trainer, processor, job.stage, progress, resumed, every, finish, report))
-        trainer.train()
+        with monitor_for(job, trainer, model, progress, resume) as monitor:
+            every, finish = job.train.checkpoint_every, partial(_finish, job, monitor)
+            trainer.add_callback(monitor)
+            trainer.add_callback(TrainingLoop(trainer, processor, progress, resumed, every, finish, report))
+            trainer.train()
 
 
 def _target(job: StageJob) -> list[float | None]:
@@ -127,7 +131,8 @@ def _steps(job: StageJob, stream: CorpusStream, plan: BatchPlan, world: int, don
     return math.ceil(plan.steps(rows, job.train.max_tokens) * job.train.epochs / math.ceil(job.train.epochs))
 
 
-def _finish(job: StageJob, folder: Path, progress: Progress) -> None:
+def _finish(job: StageJob, monitor: Monitor, folder: Path, progress: Progress) -> None:
+    monitor.write(folder, progress.step)
     numbers: dict[str, Any] = {
         "steps": progress.step,
         "samples": progress.samples,

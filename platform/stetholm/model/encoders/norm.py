@@ -43,4 +43,6 @@ def float_norms(network: nn.Module) -> list[FloatBatchNorm2d]:
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = FloatBatchNorm2d
+            for name in ("running_mean", "running_var"):  # the network may have been made in another type
+                setattr(module, name, getattr(module, name).float())
     return [module for module in network.modules() if isinstance(module, FloatBatchNorm2d)]
