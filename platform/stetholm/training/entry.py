@@ -3,34 +3,114 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from stetholm.training import leaving
+from stetholm.training.checkpoints import Checkpoints, name_of
 from stetholm.training.job import StageJob
 
+ASK_SECONDS = 0.5
+"""Between two looks at whether the driver wants the workers to leave."""
 
-def ray_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry: the process group, the checkpoint to go on from, and where checkpoints go."""
-    import ray.train
 
+def ray_worker(config: dict[str, Any]) -> str | None:
+    """Ray Train's entry: the process group, the checkpoint to go on from, and where checkpoints go.
+
+    Args:
+        config: ``job``, and ``leave``, the key under which the driver asks the workers to leave.
+
+    Returns:
+        Why the stage was left before its end; None: it is done.
+    """
     from stetholm.ray_session import quiet_data
-    from stetholm.training.ranks import join_group
+    from stetholm.training.ranks import from_all, is_first, join_group
     from stetholm.training.worker import run_stage
 
     job: StageJob = config["job"]
     quiet_data()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would print every report of every worker
     join_group(job.train.use_gpu)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        run_stage(job, None, _ray_report)
-        return
-    with checkpoint.as_directory() as folder:
-        run_stage(job, Path(folder), _ray_report)
+    leaving.watch(_preempted)
+    checkpoints = job.checkpoints()
+    uri = None
+    if is_first():
+        _follow_driver(config["leave"])
+        checkpoints.remove_halves()
+        latest = checkpoints.latest()
+        uri = latest.uri if latest is not None else None
+    uri = from_all(uri)[0]  # the first rank's: all go on from the same one
+    report = RayReport(checkpoints)
+    if uri is None:
+        return run_stage(job, None, report)
+    with TemporaryDirectory(prefix="stetholm-resume-") as folder:
+        job.storage.download_dir(uri, Path(folder))
+        return run_stage(job, Path(folder), report)
 
 
-def _ray_report(numbers: dict[str, Any], folder: Path | None) -> None:
-    import ray.train
+class RayReport:
+    """Hands checkpoints to Ray Train, which has them uploaded beside the training, one at a time.
 
-    checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder is not None else None
-    ray.train.report(numbers, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True)
+    An upload that fails ends the run: what it raises becomes the worker's error.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._idle = threading.Event()
+        self._idle.set()
+
+    def __call__(self, numbers: dict[str, Any], folder: Path | None) -> None:
+        """See :data:`stetholm.training.loop.Report`; waits while the previous checkpoint is still on its way."""
+        import ray.train
+        from ray.train import CheckpointUploadMode
+
+        def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            try:
+                self._checkpoints.upload(Path(checkpoint.path), numbers)
+            finally:
+                self._idle.set()
+            stored = ray.train.get_context().get_storage()
+            return ray.train.Checkpoint(stored.build_checkpoint_path_from_name(name), stored.storage_filesystem)
+
+        self._idle.wait()
+        if folder is not None:
+            self._idle.clear()
+        ray.train.report(
+            numbers,
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)) if folder is not None else None,
+            checkpoint_dir_name=name_of(numbers["step"]),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+
+def _preempted() -> str | None:
+    """Whether Ray is about to take away the node of one of the workers.
+
+    ``ray.train.get_preemption_info`` would ask all ranks to meet in an actor; we meet anyway, so what this rank has
+    been told is enough.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    if info is None:
+        return None
+    return f"Ray is about to take away node {', '.join(node[:8] for node in info.preempted_node_ids)}"
+
+
+def _follow_driver(key: str) -> None:
+    """Have a thread leave when the driver says so: it lives on another machine, perhaps, and writes to Ray's store."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    def look() -> None:
+        pause = threading.Event()
+        while not pause.wait(ASK_SECONDS):
+            reason = _internal_kv_get(key)
+            if reason:
+                leaving.ask(reason.decode())
+                return
+
+    threading.Thread(target=look, name="leave", daemon=True).start()
