@@ -134,6 +134,10 @@ class ShardReader:
             lambda file: file.read_row_group(group.row_group, columns=columns, use_threads=False),
         )
 
+    def texts(self, group: GroupRef, columns: Sequence[str]) -> pa.Table:
+        """Columns of a row group, in storage order."""
+        return self._group(group, list(columns))
+
     def index(self, shard: ShardInfo) -> list[IndexRow]:
         """What choices of rows go by, of all rows of a shard, in storage order."""
         table = self._file(

@@ -60,7 +60,11 @@ class Plan:
 
     def rows_of(self, rank: int) -> int:
         """Rows that ``rank`` yields over all epochs. Ranks differ by at most one row an epoch."""
-        return sum(stop - start for start, stop in (self._stretch(rank, epoch) for epoch in range(self._epochs)))
+        return sum(self.rows_by_epoch(rank))
+
+    def rows_by_epoch(self, rank: int) -> list[int]:
+        """Rows that ``rank`` yields in each epoch."""
+        return [stop - start for start, stop in (self._stretch(rank, epoch) for epoch in range(self._epochs))]
 
     def pieces(self, rank: int) -> Iterator[Piece]:
         """What ``rank`` reads, in order; epochs one after the other. No piece is empty."""

@@ -47,6 +47,9 @@ __all__ = ["COLUMNS", "CorpusStream", "read_features"]
 COLUMNS = ("sample_id", "recording_ids", "instruction", "response", "task", "dataset", "distribution", "patient")
 """Columns of every row, besides ``epoch``, ``recordings`` and ``features``."""
 
+SOUNDS = ("audio", *Derived._fields)
+"""Columns that hold recordings."""
+
 CPUS_PER_TASK = 0.25
 """Little, so that reading finds a place beside training workers that hold nearly all CPUs."""
 BYTES_PER_TASK = 64 * 2**20
@@ -140,6 +143,19 @@ class CorpusStream:
     def rows_of(self, rank: int) -> int:
         """Rows that ``rank`` yields in all. Ranks differ by at most one row an epoch."""
         return self._plan.rows_of(rank)
+
+    def rows_by_epoch(self, rank: int) -> list[int]:
+        """Rows that ``rank`` yields in each epoch."""
+        return self._plan.rows_by_epoch(rank)
+
+    def outline(self) -> Iterator[dict[str, Any]]:
+        """The rows that :meth:`rows` gives, in that order, with their texts alone: no sound is read."""
+        columns = [name for name in self._reader.columns if name not in SOUNDS]
+        with ThreadPoolExecutor(_INDEX_THREADS) as pool:
+            groups = list(pool.map(lambda group: self._reader.texts(group, columns), self._groups))
+        for piece in self._plan.pieces(self._rank):
+            for row in groups[piece.group].take(pa.array(piece.rows)).to_pylist():
+                yield row | {"epoch": piece.epoch, "recordings": len(row["recording_ids"])}
 
     def dataset(self) -> Dataset:
         """The rows as a Ray Data dataset that streams when it is iterated."""

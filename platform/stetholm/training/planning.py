@@ -1,0 +1,42 @@
+"""How many steps an epoch is, known before the first: the learning rate's schedule ends where training does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from stetholm.corpus.stream import CorpusStream
+from stetholm.training.batches import BatchPlan, Row
+from stetholm.training.ranks import from_all
+
+_LENGTHS = ("input_ids", "rejected_input_ids")
+
+
+def planned_steps(stream: CorpusStream, plan: BatchPlan, prepare: Callable[[Row], Row], world: int) -> int:
+    """Steps until the slowest rank has read its epochs; exact. A collective call.
+
+    Batches that are counted in tokens are made once without sounds, of texts alone: a second for some ten thousand
+    samples, whose texts each rank reads.
+    """
+    if plan.tokens_per_batch is None:
+        return max(plan.steps(stream.rows_by_epoch(rank)) for rank in range(world))
+    mine = sum(1 for _ in plan.batches(_outline(stream, prepare)))
+    return max(from_all(mine))
+
+
+def share_of(steps: int, epochs: float) -> int:
+    """The part of ``steps`` of ceil(epochs) epochs that ``epochs`` are."""
+    return math.ceil(steps * epochs / math.ceil(epochs))
+
+
+def _outline(stream: CorpusStream, prepare: Callable[[Row], Row]) -> Iterator[Row]:
+    """The stream's rows as batching sees them: epoch, id and lengths."""
+    known: dict[str, Row] = {}
+    for row in stream.outline():
+        sample = row["sample_id"]
+        if sample not in known:
+            prepared = prepare(row)
+            known[sample] = {"sample_id": sample} | {
+                name: range(len(prepared[name])) for name in _LENGTHS if name in prepared
+            }
+        yield known[sample] | {"epoch": row["epoch"]}
