@@ -1,7 +1,11 @@
-"""The errors that are the user's to mend; a job ends with status 2 and the message alone."""
+"""Errors whose message is all that a person needs: a job ends with it, without a traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Bad settings or bad input. The message says what was wrong, where, and what to do, in one line."""
+    """Bad settings or bad input: status 2. The message says what was wrong, where, and what to do, in one line."""
+
+
+class Stopped(Exception):
+    """A job was told to stop and has done so in order: status 1. The message says how far it is and how to go on."""

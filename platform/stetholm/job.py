@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stetholm.errors import UserError
+from stetholm.errors import Stopped, UserError
 from stetholm.settings import Settings, load_settings
 from stetholm.storage import Storage, open_storage
 from stetholm.storage.paths import log_file
@@ -116,6 +116,8 @@ def _verdict(name: str, error: Exception, secrets: _Secrets) -> tuple[int, str]:
     known = find_user_error(error)
     if known is not None:
         return 2, secrets.hide(f"{name}: {_one_line(str(known).partition(_RAY_DATA_ADVICE)[0])}")
+    if isinstance(error, Stopped):
+        return 1, secrets.hide(f"{name}: {_one_line(error)}")
     path = log_file(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log")
     path.write_text(secrets.hide("".join(traceback.format_exception(error))), encoding="utf-8")
     return 1, secrets.hide(f"{name}: failed: {type(error).__name__}: {_one_line(error)[:300]} (traceback: {path})")

@@ -4,6 +4,9 @@ An epoch is one long row of samples: the row groups in an order seeded by (seed,
 seeded by (seed, epoch, group), without those already consumed. It is cut into ``world_size`` stretches of equal
 length, one a rank; a row group on a border is read by both its ranks, each taking its own rows. So every sample
 that is left falls to exactly one rank, whatever was consumed before and under whatever number of ranks.
+
+Where the same ranks go on, the cut stays where it was: each leaves out what has been consumed since then of its own
+stretch, and goes on as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ class Plan:
         world_size: number of ranks.
         shuffle: False keeps storage order (evaluation).
         consumed: rows to leave out, per epoch and row group.
+        dealt: those of them that were left out when the epochs were cut into stretches; default: all of them, so that
+            the epochs are cut anew.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Plan:
         world_size: int = 1,
         shuffle: bool = True,
         consumed: Consumed | None = None,
+        dealt: Consumed | None = None,
     ) -> None:
         if epochs < 0 or world_size < 1:
             raise ValueError(f"epochs {epochs} and world_size {world_size}: need at least 0 and 1")
@@ -57,6 +63,7 @@ class Plan:
         self._seed, self._shuffle = seed, shuffle
         self._epochs, self._world_size = epochs, world_size
         self._consumed = consumed or {}
+        self._dealt = self._consumed if dealt is None else dealt
 
     def rows_of(self, rank: int) -> int:
         """Rows that ``rank`` yields over all epochs. Ranks differ by at most one row an epoch."""
@@ -64,7 +71,9 @@ class Plan:
 
     def rows_by_epoch(self, rank: int) -> list[int]:
         """Rows that ``rank`` yields in each epoch."""
-        return [stop - start for start, stop in (self._stretch(rank, epoch) for epoch in range(self._epochs))]
+        if self._dealt is self._consumed:
+            return [stop - start for start, stop in (self._stretch(rank, epoch) for epoch in range(self._epochs))]
+        return [sum(len(piece.rows) for piece in self._epoch(rank, epoch)) for epoch in range(self._epochs)]
 
     def pieces(self, rank: int) -> Iterator[Piece]:
         """What ``rank`` reads, in order; epochs one after the other. No piece is empty."""
@@ -78,7 +87,8 @@ class Plan:
         for group in self._order(epoch):
             after = before + int(left[group])
             if after > start and before < stop:
-                rows = self._rows(epoch, int(group))[max(start - before, 0) : stop - before]
+                dealt = _without(self._rows(epoch, int(group)), self._dealt, epoch, int(group))
+                rows = _without(dealt[max(start - before, 0) : stop - before], self._consumed, epoch, int(group))
                 if len(rows):
                     yield Piece(epoch, int(group), rows)
             before = after
@@ -93,9 +103,9 @@ class Plan:
         return total * place // self._world_size, total * (place + 1) // self._world_size
 
     def _left(self, epoch: int) -> np.ndarray:
-        """Rows of each row group that are not yet consumed."""
+        """Rows of each row group that are to be dealt."""
         left = self._sizes.copy()
-        for group, rows in self._consumed.get(epoch, {}).items():
+        for group, rows in self._dealt.get(epoch, {}).items():
             left[group] -= len(rows)
         return left
 
@@ -104,11 +114,14 @@ class Plan:
         return np.random.default_rng([self._seed, epoch]).permutation(count) if self._shuffle else np.arange(count)
 
     def _rows(self, epoch: int, group: int) -> np.ndarray:
-        """Positions in ``group`` that are left, in the epoch's order."""
+        """All positions in ``group``, in the epoch's order."""
         size = int(self._sizes[group])
-        rows = np.random.default_rng([self._seed, epoch, group]).permutation(size) if self._shuffle else np.arange(size)
-        gone = self._consumed.get(epoch, {}).get(group)
-        return rows if gone is None else rows[~np.isin(rows, gone)]
+        return np.random.default_rng([self._seed, epoch, group]).permutation(size) if self._shuffle else np.arange(size)
+
+
+def _without(rows: np.ndarray, gone: Consumed, epoch: int, group: int) -> np.ndarray:
+    out = gone.get(epoch, {}).get(group)
+    return rows if out is None else rows[~np.isin(rows, out)]
 
 
 def drop_rows(pieces: deque[Piece], count: int) -> None:

@@ -77,6 +77,8 @@ class CorpusStream:
         world_size: how many ranks share the rows.
         training: shuffle and crop at random; else storage order and the first 7 s.
         ledger: what has been consumed already and is left out; the same (merged) one on every rank.
+        dealt: what had been consumed when the rows were dealt to these very ranks; they then go on with their own rows
+            as if they had never stopped. Default: ``ledger``, and the rest is dealt anew.
         extra_columns: further columns to read, e.g. ``audio``, ``sampling_rate`` or those of preference pairs.
         prepare: called with each row (without its features) inside the Ray tasks; what it returns is added to it.
         augmentation: how waveforms change (with ``training`` only); see :mod:`stetholm.audio.augment`.
@@ -102,6 +104,7 @@ class CorpusStream:
         world_size: int = 1,
         training: bool = True,
         ledger: Ledger | None = None,
+        dealt: Ledger | None = None,
         extra_columns: Sequence[str] = (),
         prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         augmentation: Augmentation = "none",
@@ -131,13 +134,15 @@ class CorpusStream:
         )
         self._require(columns)
         self._groups, sizes = row_groups(self._split)
+        wanted = {"task": tasks, "distribution": distributions}
         self._plan = Plan(
             sizes,
             seed=seed,
             epochs=epochs,
             world_size=world_size,
             shuffle=training,
-            consumed=self._left_out(ledger, epochs, {"task": tasks, "distribution": distributions}),
+            consumed=self._left_out(ledger, epochs, wanted),
+            dealt=None if dealt is None else self._left_out(dealt, epochs, wanted),
         )
 
     def rows_of(self, rank: int) -> int:

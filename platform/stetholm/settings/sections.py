@@ -166,8 +166,13 @@ class TrainSettings(Section):
     max_tokens: int = Field(256, ge=16)
     """Longest prompt plus response, in tokens; a longer sample is an error that names it."""
     checkpoint_every: int = Field(100, ge=1)
+    """Steps between two checkpoints, which are uploaded while training goes on, one at a time."""
     keep_checkpoints: int = Field(2, ge=1)
+    """The last ones that are kept; besides them the best."""
     max_failures: int = Field(3, ge=0)
+    """How often workers that die are started again. Leaving on SIGTERM or for a node that goes is no failure."""
+    grace_seconds: float = Field(60.0, gt=0)
+    """On SIGTERM, to the job or to a worker: how long for a checkpoint of the current step before it ends anyway."""
     log_every: int = Field(5, ge=1)
     """Steps between two log lines; there is one at the first and last step and at each checkpoint too."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)

@@ -11,6 +11,7 @@ from typing import Any
 from stetholm.training import leaving
 from stetholm.training.checkpoints import Checkpoints, name_of
 from stetholm.training.job import StageJob
+from stetholm.training.validation import is_due
 
 ASK_SECONDS = 0.5
 """Between two looks at whether the driver wants the workers to leave."""
@@ -42,7 +43,7 @@ def ray_worker(config: dict[str, Any]) -> str | None:
         latest = checkpoints.latest()
         uri = latest.uri if latest is not None else None
     uri = from_all(uri)[0]  # the first rank's: all go on from the same one
-    report = RayReport(checkpoints)
+    report = RayReport(job, checkpoints)
     if uri is None:
         return run_stage(job, None, report)
     with TemporaryDirectory(prefix="stetholm-resume-") as folder:
@@ -56,8 +57,8 @@ class RayReport:
     An upload that fails ends the run: what it raises becomes the worker's error.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, job: StageJob, checkpoints: Checkpoints) -> None:
+        self._job, self._checkpoints = job, checkpoints
         self._idle = threading.Event()
         self._idle.set()
 
@@ -84,6 +85,7 @@ class RayReport:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=True,
+            validation=is_due(self._job, numbers["step"]),
         )
 
 

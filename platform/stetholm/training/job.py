@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stetholm.runs import read_result, run_uri
 from stetholm.settings import Settings, StageName, TrainSettings
 from stetholm.storage import Storage
+from stetholm.training.checkpoints import Checkpoints
 from stetholm.training.lineage import Lineage
 
 
@@ -31,3 +33,14 @@ class StageJob:
     def train(self) -> TrainSettings:
         """The stage's settings, resolved."""
         return self.settings.stage(self.stage)
+
+    def checkpoints(self) -> Checkpoints:
+        """Its checkpoints in storage; the best is the one with the lowest loss, held-out where that is measured.
+
+        What an earlier job has named as its result is spared: later stages go by that name until this one is done.
+        """
+        metric = "loss" if self.train.evaluate_every is None else "val_loss"
+        result = read_result(self.settings, self.storage, self.stage)
+        spare = [str(result["output"])] if result is not None else []
+        uri = run_uri(self.settings, self.storage, self.stage)
+        return Checkpoints(self.storage, uri, self.train.keep_checkpoints, metric, spare)

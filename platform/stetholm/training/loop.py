@@ -16,6 +16,7 @@ from stetholm.corpus.ledger import Ledger
 from stetholm.model import StethoLMProcessor
 from stetholm.model.checkpoint import own_keys, save_checkpoint
 from stetholm.training.guard import require_finite
+from stetholm.training.leaving import Votes
 from stetholm.training.memory import trim
 from stetholm.training.ranks import from_all, is_first, rank
 from stetholm.training.state import Progress, gather_moments, gather_weights, restore_moments, save_training_state
@@ -35,6 +36,7 @@ class TrainingLoop(TrainerCallback):
         every: steps between checkpoints.
         finish: writes the files that are not the trainer's (settings, lineage, model card), the last first.
         report: see :data:`Report`.
+        votes: says whether the ranks leave before the end; default: they do not.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class TrainingLoop(TrainerCallback):
         every: int,
         finish: Callable[[Path, Progress], None],
         report: Report,
+        votes: Votes | None = None,
     ) -> None:
         self.trainer, self.processor, self.progress = trainer, processor, progress
         self._resume, self._every, self._finish, self._report = resume, every, finish, report
@@ -53,6 +56,9 @@ class TrainingLoop(TrainerCallback):
         self._fresh = Ledger()
         self._saved_step = progress.step
         self._started, self._waits = 0.0, 0
+        self._votes = votes or Votes()
+        self.left = False
+        """Whether the ranks have left before the end."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,7 +83,8 @@ class TrainingLoop(TrainerCallback):
             self._fresh.add(epoch, [sample_id])
         self.progress.step = state.global_step
         last = self.trainer.batches.at_end or state.global_step >= args.max_steps
-        if last:
+        self.left = self._votes.leave and not last
+        if last or self.left:
             control.should_training_stop = True
         elif state.global_step % self._every == 0:
             self.save()

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.config import LoggingConfig
-
 from stetholm.corpus.manifest import Manifest
 from stetholm.errors import UserError
 from stetholm.ray_session import ray_session
-from stetholm.runs import corpus_uri, finished, read_result, record, run_uri, start_checkpoint
-from stetholm.settings import Settings, StageName, TrainSettings
+from stetholm.runs import corpus_uri, finished, read_result, record, start_checkpoint
+from stetholm.settings import DpoSettings, Settings, StageName
 from stetholm.storage import Storage
-from stetholm.training.entry import ray_worker
+from stetholm.training.checkpoints import Found
+from stetholm.training.fit import fit, worker_environment
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import STATE_FOLDER, Lineage, code_version
 from stetholm.training.rows import require_rows
+
+__all__ = ["train_stage", "worker_environment"]
 
 
 def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[str, Any]:
     """Run ``stage`` of this run, or go on with it, or find that it is done.
 
     Returns:
-        ``output`` (URI of the checkpoint), ``steps``, ``loss_first``, ``loss_last``, ``samples``,
-        ``samples_per_second``, ``data_wait`` (the share of the steps' time in which training waited for data) and
-        ``data_start_seconds`` (how long the first batch took).
+        ``output`` (URI of the last checkpoint), ``best`` (of the one with the lowest loss), ``steps``, ``loss_first``,
+        ``loss_last``, ``samples``, ``samples_per_second``, ``data_wait`` (the share of the steps' time in which
+        training waited for data) and ``data_start_seconds`` (how long the first batch took).
 
     Raises:
         UserError: no corpus, no pairs, no checkpoint to start from, or the run was made from others.
+        Stopped: the job was told to stop; its workers have left with a checkpoint, if there was time.
     """
     job = _job(settings, storage, stage)
     inputs = {
@@ -46,8 +45,12 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
     if done is not None and done["target"] == target:
         return done
     with ray_session():
-        checkpoint = _fit(job)
-    result = _result(storage, checkpoint) | {"target": target}
+        if isinstance(job.train, DpoSettings) and job.train.reference == "ahead":
+            from stetholm.training.ahead import ensure_references  # torch: not in the driver, if it can be helped
+
+            ensure_references(job)
+        checkpoint = fit(job)
+    result = _result(job, checkpoint) | {"target": target}
     record(settings, storage, stage, result, inputs)
     return result
 
@@ -84,60 +87,13 @@ def _pairs(settings: Settings, storage: Storage) -> str:
     return str(result["output"])
 
 
-def _fit(job: StageJob) -> str:
-    """Run the workers; URI of the last checkpoint."""
-    run = run_uri(job.settings, job.storage)
-    trainer = TorchTrainer(
-        ray_worker,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=job.train.workers,
-            use_gpu=job.train.use_gpu,
-            resources_per_worker={"CPU": _cpus(job.train)} | ({"GPU": 1} if job.train.use_gpu else {}),
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # Train v2 has more than its stub says
-            name=job.stage,
-            storage_path=job.storage.key(run),
-            storage_filesystem=job.storage.arrow_writer(),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.train.keep_checkpoints),
-            failure_config=FailureConfig(max_failures=job.train.max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={"env_vars": worker_environment(job.train)},
-        ),
-    )
-    result = trainer.fit()
-    if result.checkpoint is None:
-        raise RuntimeError(f"stage {job.stage} ended without a checkpoint")
-    return f"s3://{result.checkpoint.path}"
-
-
-def _cpus(train: TrainSettings) -> float:
-    """CPUs of one worker: what Ray has, less one for reading, shared out; one is enough beside a GPU's own."""
-    if train.cpus_per_worker is not None:
-        return train.cpus_per_worker
-    free = ray.cluster_resources().get("CPU", 1.0) - 1.0
-    return max(0.25, min(1.0, free / train.workers))
-
-
-def worker_environment(train: TrainSettings) -> dict[str, str]:
-    """Environment variables of a training worker."""
-    always = {
-        "TRANSFORMERS_VERBOSITY": "error",
-        # glibc keeps what is freed, by thread, for later: these bounds limit that. Below the size of activations they
-        # would make every step ask the system for each tensor anew, which was measured to be three times slower.
-        "MALLOC_ARENA_MAX": "2",
-        "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
-        "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
-        "PYTHONWARNINGS": "ignore::FutureWarning",  # torch's own, in code that is not ours
-    }
-    return always | ({} if train.use_gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})
-
-
-def _result(storage: Storage, checkpoint: str) -> dict[str, Any]:
-    progress = storage.read_json(f"{checkpoint}/{STATE_FOLDER}/state.json")["progress"]
+def _result(job: StageJob, checkpoint: Found) -> dict[str, Any]:
+    progress = job.storage.read_json(f"{checkpoint.uri}/{STATE_FOLDER}/state.json")["progress"]
     rate = progress["samples"] / progress["seconds"] if progress["seconds"] else 0.0
+    best = job.checkpoints().best() or checkpoint
     return {
-        "output": checkpoint,
+        "output": checkpoint.uri,
+        "best": best.uri,
         "steps": progress["step"],
         "loss_first": progress["loss_first"],
         "loss_last": progress["loss_last"],

@@ -41,6 +41,8 @@ class Progress:
         workers: see steps.
         target: [max_steps, epochs] for which they were planned.
         corpus: SHA-256 of the manifest for which they were planned.
+        batches: [batch_size, tokens_per_batch] for which they were planned.
+        dealt: the ledger when the rows were dealt to these workers: see ``CorpusStream``.
         ledger: the consumed sample ids: ``Ledger.to_json``.
     """
 
@@ -55,6 +57,8 @@ class Progress:
     workers: int = 0
     target: list[float | None] = field(default_factory=list)
     corpus: str = ""
+    batches: list[int | None] = field(default_factory=list)
+    dealt: str = ""
     ledger: str = ""
 
 

@@ -24,60 +24,82 @@ from stetholm.training.arguments import trainer_arguments
 from stetholm.training.batches import BatchPlan, Row, StepBatches
 from stetholm.training.collate import Collate, Prepare, answers_of
 from stetholm.training.job import StageJob
+from stetholm.training.leaving import Votes
 from stetholm.training.lineage import write_lineage
 from stetholm.training.loop import Report, TrainingLoop
 from stetholm.training.metrics import Counted
 from stetholm.training.monitor import Monitor, monitor_for
+from stetholm.training.planning import epochs_to_plan, planned_steps, share_of
 from stetholm.training.precision import frozen_dtype, to_training_precision
-from stetholm.training.ranks import any_of_all, rank, world_size
+from stetholm.training.ranks import rank, world_size
+from stetholm.training.references import references
 from stetholm.training.rows import training_rows
 from stetholm.training.state import Progress, load_training_state
 from stetholm.training.trainers import trainer_for
 
 
-def run_stage(job: StageJob, resume: Path | None, report: Report) -> None:
+def run_stage(job: StageJob, resume: Path | None, report: Report) -> str | None:
     """Train this worker's part of ``job``; alone, or with torch.distributed initialised as one of several.
 
     Args:
         job: what to train.
         resume: folder of a checkpoint of this very stage to go on from.
         report: takes the checkpoints.
+
+    Returns:
+        Why the training was left before its end, with a checkpoint: see :mod:`stetholm.training.leaving`. None: it is
+        done.
     """
     world = world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
     progress, moments, scheduler = load_training_state(resume) if resume else (Progress(), None, None)
-    model, processor = _model(job, resume)
-    prepare = _prepare(job, processor)
+    model, processor = stage_model(job, resume)
+    prepare = prepare_of(job, processor)
     # Beside training on a CPU, torch in each reading task would cost more memory than its microseconds a row are worth.
     in_stream = prepare if job.train.use_gpu else None
+    planned = _replan(job, progress, world)
     stream = _stream(job, in_stream, progress, world)
     rows = stream.rows if in_stream else partial(_prepared, stream, prepare)
     plan = BatchPlan(job.train.batch_size, job.train.tokens_per_batch)
-    planned_for = (world, _target(job), job.lineage.corpus_sha256)
-    if planned_for != (progress.workers, progress.target, progress.corpus):
-        progress.steps = progress.step + _steps(job, stream, plan, world, progress.step)
-        progress.workers, progress.target, progress.corpus = planned_for
+    if planned:
+        progress.steps = progress.step + _steps(job, stream, plan, prepare, world, progress.step)
     if progress.step >= progress.steps:
-        return
+        return None
     with TemporaryDirectory(prefix="stetholm-train-") as scratch:
         arguments = trainer_arguments(job.train, job.settings.run.seed, progress.steps, Path(scratch))
         trainer = trainer_for(job.stage, model, processor, arguments, job.train)
+        votes = Votes()
         trainer.keep_statistics = job.lineage.parent is not None
-        trainer.use(StepBatches(rows, plan, Counted(Collate(job.stage, processor)), any_of_all))
+        collate = Collate(job.stage, processor, references(job, epochs_to_plan(job, world)))
+        trainer.use(StepBatches(rows, plan, Counted(collate), votes))
         resumed = (moments, scheduler) if moments is not None and scheduler is not None else None
         trainer.remove_callback(PrinterCallback)
         with monitor_for(job, trainer, model, progress, resume) as monitor:
             every, finish = job.train.checkpoint_every, partial(_finish, job, monitor)
             trainer.add_callback(monitor)
-            trainer.add_callback(TrainingLoop(trainer, processor, progress, resumed, every, finish, report))
+            loop = TrainingLoop(trainer, processor, progress, resumed, every, finish, report, votes)
+            trainer.add_callback(loop)
             trainer.train()
+    return votes.reason() if loop.left else None
 
 
-def _target(job: StageJob) -> list[float | None]:
-    return [job.train.max_steps, job.train.epochs]
+def _replan(job: StageJob, progress: Progress, world: int) -> bool:
+    """Whether this is not what ``progress`` was planned for, so that steps are to be counted and rows dealt anew."""
+    wanted: dict[str, Any] = {
+        "workers": world,
+        "target": [job.train.max_steps, job.train.epochs],
+        "corpus": job.lineage.corpus_sha256,
+        "batches": [job.train.batch_size, job.train.tokens_per_batch],
+    }
+    if all(getattr(progress, name) == value for name, value in wanted.items()):
+        return False
+    for name, value in wanted.items():
+        setattr(progress, name, value)
+    progress.dealt = progress.ledger
+    return True
 
 
-def _model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditionalGeneration, StethoLMProcessor]:
+def stage_model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditionalGeneration, StethoLMProcessor]:
     """The model ready to train: of the parent (or fresh), with what ``resume`` has learnt since."""
     dtype = frozen_dtype(job.train.precision, job.train.use_gpu)
     parent = job.lineage.parent
@@ -99,7 +121,8 @@ def _model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditionalGe
     return model, processor
 
 
-def _prepare(job: StageJob, processor: StethoLMProcessor) -> Prepare:
+def prepare_of(job: StageJob, processor: StethoLMProcessor) -> Prepare:
+    """The tokenisation of the stage's rows."""
     chosen = job.train.chosen if isinstance(job.train, DpoSettings) else "candidate"
     return Prepare(processor, job.train.max_tokens, answers_of(job.stage, chosen))
 
@@ -109,26 +132,25 @@ def _prepared(stream: CorpusStream, prepare: Prepare) -> Iterator[Row]:
 
 
 def _stream(job: StageJob, prepare: Prepare | None, progress: Progress, world: int) -> CorpusStream:
-    ledger = Ledger.from_json(progress.ledger) if progress.ledger else None
-    return training_rows(job, epochs=_epochs(job, world), rank=rank(), world_size=world, ledger=ledger, prepare=prepare)
+    ledger, dealt = (Ledger.from_json(text) if text else Ledger() for text in (progress.ledger, progress.dealt))
+    return training_rows(
+        job,
+        epochs=epochs_to_plan(job, world),
+        rank=rank(),
+        world_size=world,
+        ledger=ledger,
+        dealt=dealt,
+        prepare=prepare,
+    )
 
 
-def _epochs(job: StageJob, world: int) -> int:
-    """Epochs to plan: as many as set, or with max_steps as many as that many steps can use up."""
-    if job.train.max_steps is None:
-        return math.ceil(job.train.epochs)
-    rows = max(training_rows(job).rows_of(0), 1)
-    # A padded sample has 16 tokens or more.
-    a_step = job.train.tokens_per_batch // 16 if job.train.tokens_per_batch else job.train.batch_size
-    return math.ceil(job.train.max_steps * a_step * world / rows) + 1
-
-
-def _steps(job: StageJob, stream: CorpusStream, plan: BatchPlan, world: int, done: int) -> int:
+def _steps(
+    job: StageJob, stream: CorpusStream, plan: BatchPlan, prepare: Prepare, world: int, done: int
+) -> int:
     """Steps still to make: until max_steps if set, else until the slowest rank has read its epochs."""
     if job.train.max_steps is not None:
         return max(job.train.max_steps - done, 0)
-    rows = max(stream.rows_of(worker) for worker in range(world))
-    return math.ceil(plan.steps(rows, job.train.max_tokens) * job.train.epochs / math.ceil(job.train.epochs))
+    return share_of(planned_steps(stream, plan, prepare, world), job.train.epochs)
 
 
 def _finish(job: StageJob, monitor: Monitor, folder: Path, progress: Progress) -> None:
