@@ -3,6 +3,7 @@
 Each is a default: what the user has set stays.
 """
 
+import logging
 import os
 
 DEFAULTS = {
@@ -17,3 +18,6 @@ DEFAULTS = {
 
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
+
+# transformers imports DeepSpeed whenever it saves a model, and DeepSpeed then warns that there is no GPU.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())

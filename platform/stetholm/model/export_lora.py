@@ -10,11 +10,11 @@ from typing import cast
 import torch
 from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from stetholm.model.card import hub_id
 from stetholm.model.configuration_stetholm import StethoLMConfig
-from stetholm.model.language import SETTING, explained, language_model_source
+from stetholm.model.skeleton import empty_language_model
 
 _KEY = re.compile(r"model\.language_model\.(?P<path>.+)\.lora_(?P<side>[AB])\.(?P<name>[^.]+)\.weight")
 Factors = dict[str, dict[str, dict[str, torch.Tensor]]]
@@ -35,7 +35,7 @@ def write_peft_adapter(folder: Path, config: StethoLMConfig, state: dict[str, to
         UserError: the configuration of the base model cannot be loaded.
     """
     adapters = cast(dict[str, dict[str, float]], config.lora)
-    base = skeleton(cast(str, config.language_model))
+    base = empty_language_model(cast(str, config.language_model), torch.bfloat16)
     decoder = next(name for name, module in base.named_modules() if module is base.get_decoder())
     factors = _factors(state)
     joined = {f"{decoder}.{path}": _join(adapters, by_name) for path, by_name in factors.items()}
@@ -57,18 +57,6 @@ def write_peft_adapter(folder: Path, config: StethoLMConfig, state: dict[str, to
         target_modules=_targets(base, set(joined)),
         inference_mode=True,
     ).save_pretrained(str(folder))
-
-
-def skeleton(name: str) -> PreTrainedModel:
-    """The causal language model ``name`` without weights: its class and the names of its parts.
-
-    Raises:
-        UserError: its configuration cannot be loaded.
-    """
-    with explained("language model", name, SETTING):
-        config = AutoConfig.from_pretrained(language_model_source(name))
-    with torch.device("meta"):
-        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
 
 
 def _factors(state: dict[str, torch.Tensor]) -> Factors:

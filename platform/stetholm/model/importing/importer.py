@@ -16,10 +16,10 @@ from stetholm.model.importing.layouts import layout_of
 from stetholm.model.importing.placing import place
 from stetholm.model.importing.reading import read_state
 from stetholm.model.importing.report import ImportReport, PartialImportError
-from stetholm.model.importing.skeleton import empty_language_model
 from stetholm.model.language import load_language_model, load_tokenizer
 from stetholm.model.loading import is_own
 from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration
+from stetholm.model.skeleton import empty_language_model
 from stetholm.settings.sections import ModelSettings
 
 
