@@ -18,16 +18,20 @@ def training_rows(job: StageJob, **options: Any) -> CorpusStream:
         job: the stage.
         options: further ones of :class:`CorpusStream`.
     """
+    defaults = {"augmentation": job.train.augmentation, "memory": job.settings.corpus.reader_bytes}
+    return stage_rows(job, "train", **defaults | options)
+
+
+def stage_rows(job: StageJob, split: str, **options: Any) -> CorpusStream:
+    """The rows of ``split`` that are of the kind the stage trains on; ``options`` as in :func:`training_rows`."""
     return CorpusStream(
         job.storage,
         job.corpus,
-        split="train",
+        split=split,
         seed=job.settings.run.seed,
         extra_columns=("chosen", "rejected") if job.stage == "dpo" else (),
-        augmentation=job.train.augmentation,
-        tasks=_tasks(job),
+        tasks=_tasks(job, split),
         distributions=None if job.train.out_of_domain else ("ID",),
-        memory=job.settings.corpus.reader_bytes,
         **options,
     )
 
@@ -43,9 +47,9 @@ def require_rows(job: StageJob) -> None:
     )
 
 
-def _tasks(job: StageJob) -> list[str] | None:
+def _tasks(job: StageJob, split: str = "train") -> list[str] | None:
     """The tasks that the stage trains on; None for all."""
     if not isinstance(job.train, AlignSettings):
         return None
-    there = Manifest.load(job.storage, job.corpus).split("train").counts.get("task", {})
+    there = Manifest.load(job.storage, job.corpus).split(split).counts.get("task", {})
     return [task for task in job.train.tasks if task in there] or None
