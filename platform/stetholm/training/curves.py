@@ -58,7 +58,7 @@ def _panel(axes: Any, names: Sequence[str], records: Sequence[Record], validatio
             where.set_ylabel(name.replace("_", " "), color=_COLOURS[index])
     if names == ("loss",):
         _points(axes, validation)
-    if not apart:
+    if axes.get_legend_handles_labels()[0] and not apart:
         axes.legend(frameon=False, fontsize="small")
     if names[0] == "tokens_per_s":
         axes.set_ylim(bottom=0)

@@ -18,7 +18,6 @@ import ray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stetholm import progress as terminal
-from stetholm.runs import run_uri
 from stetholm.settings import AlignSettings, TrainSettings
 from stetholm.training.flops import Costs, device_peak, step_costs
 from stetholm.training.guard import Divergence, NonFinite
@@ -28,7 +27,7 @@ from stetholm.training.metrics import Counts, Interval, peak_gpu_memory, peak_me
 from stetholm.training.precision import frozen_dtype
 from stetholm.training.ranks import from_all, is_first
 from stetholm.training.state import Progress
-from stetholm.training.trackers import Place, Trackers
+from stetholm.training.trackers import Trackers, place_of
 from stetholm.training.validation import Validated
 
 UNLOGGED = {"num_tokens"}
@@ -49,6 +48,7 @@ class Monitor(TrainerCallback):
         trackers: opened for the first rank; None for the others.
         validated: new records of checkpoints' evaluations, asked for at each checkpoint.
         clock: seconds; for tests.
+        title: of the picture; default: the name.
     """
 
     def __init__(
@@ -63,12 +63,13 @@ class Monitor(TrainerCallback):
         trackers: Trackers | None = None,
         validated: Callable[[], Sequence[Record]] = list,
         clock: Callable[[], float] = time.perf_counter,
+        title: str | None = None,
     ) -> None:
         self._trainer, self._progress, self._train = trainer, progress, train
         self._costs, self._peak, self._trackers, self._clock = costs, peak, trackers, clock
         self._validated = validated
         self.history = history
-        self._name = name
+        self._title = title or name
         self._finite = NonFinite()
         self._divergence = Divergence(train.divergence, train.divergence_steps, history.training())
         self._line = terminal.Progress(name, progress.steps) if is_first() else None
@@ -114,6 +115,8 @@ class Monitor(TrainerCallback):
             self._loss += sum(self._finite.check(self._good, self._rate))
         if due:
             self._log(step, norm)
+        if saving:  # which comes next, as nothing is wrong
+            self._good = step
 
     def write(self, folder: Path, step: int) -> None:
         """Put the curve up to ``step`` into the checkpoint ``folder``, as data and as a picture."""
@@ -122,8 +125,7 @@ class Monitor(TrainerCallback):
         for record in self._validated():
             self._keep(record)
         known = self.history.write(folder, step)
-        draw_curves(known, self._name, folder / "curves.png")
-        self._good = step
+        draw_curves(known, self._title, folder / "curves.png")
         if self._trackers is not None:
             self._trackers.flush()
 
@@ -187,12 +189,12 @@ def monitor_for(job: StageJob, trainer: Any, model: Any, progress: Progress, res
     peak = device_peak(frozen_dtype(train.precision, train.use_gpu), train.use_gpu)
     trackers, validated = None, None
     if is_first():
-        uri = run_uri(job.settings, job.storage, job.stage)
-        place = Place(job.storage, uri, job.settings.run.name, job.stage, job.lineage.settings)
+        place = place_of(job)
         names = [*train.trackers, *(["ray"] if ray.is_initialized() else [])]
         trackers = Trackers(names, place, history.records)
-        validated = Validated(job.storage, uri, history)
-    return Monitor(job.stage, trainer, progress, train, history, costs, peak, trackers, validated or list)
+        validated = Validated(job.storage, place.uri, history)
+    title = f"{job.settings.run.name}/{job.stage}"
+    return Monitor(job.stage, trainer, progress, train, history, costs, peak, trackers, validated or list, title=title)
 
 
 def gradient_norm(engine: Any) -> Any:

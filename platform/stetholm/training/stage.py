@@ -11,10 +11,13 @@ from stetholm.runs import corpus_uri, finished, read_result, record, start_check
 from stetholm.settings import DpoSettings, Settings, StageName
 from stetholm.storage import Storage
 from stetholm.training.checkpoints import Found
+from stetholm.training.ending import complete_curves
 from stetholm.training.fit import fit, worker_environment
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import STATE_FOLDER, Lineage, code_version
 from stetholm.training.rows import require_rows
+from stetholm.training.trackers import require_trackers
+from stetholm.training.validation import require_validation
 
 __all__ = ["train_stage", "worker_environment"]
 
@@ -23,7 +26,8 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
     """Run ``stage`` of this run, or go on with it, or find that it is done.
 
     Returns:
-        ``output`` (URI of the last checkpoint), ``best`` (of the one with the lowest loss), ``steps``, ``loss_first``,
+        ``output`` (URI of the last checkpoint, or of the best where checkpoints are evaluated), ``best`` (of the one
+        with the lowest loss), ``steps``, ``loss_first``,
         ``loss_last``, ``samples``, ``samples_per_second``, ``data_wait`` (the share of the steps' time in which
         training waited for data) and ``data_start_seconds`` (how long the first batch took).
 
@@ -50,6 +54,7 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
 
             ensure_references(job)
         checkpoint = fit(job)
+    complete_curves(job, checkpoint.uri)
     result = _result(job, checkpoint) | {"target": target}
     record(settings, storage, stage, result, inputs)
     return result
@@ -75,6 +80,8 @@ def _job(settings: Settings, storage: Storage, stage: StageName) -> StageJob:
     )
     job = StageJob(stage, settings, storage, corpus, lineage)
     require_rows(job)
+    require_trackers(job.train.trackers)
+    require_validation(job)
     return job
 
 
@@ -92,7 +99,7 @@ def _result(job: StageJob, checkpoint: Found) -> dict[str, Any]:
     rate = progress["samples"] / progress["seconds"] if progress["seconds"] else 0.0
     best = job.checkpoints().best() or checkpoint
     return {
-        "output": checkpoint.uri,
+        "output": (checkpoint if job.train.evaluate_every is None else best).uri,
         "best": best.uri,
         "steps": progress["step"],
         "loss_first": progress["loss_first"],

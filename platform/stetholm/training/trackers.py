@@ -22,9 +22,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from stetholm.errors import UserError
+from stetholm.runs import run_uri
 from stetholm.settings import TrackerName
 from stetholm.storage import Storage
 from stetholm.training.history import Record, is_validation
+from stetholm.training.job import StageJob
 
 PACKAGES: dict[TrackerName, str] = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 PROJECT = "stetholm"
@@ -75,6 +77,12 @@ class Place:
         return str(self.storage.read_json(uri)["id"])
 
 
+def place_of(job: StageJob) -> Place:
+    """Where the numbers of ``job`` belong."""
+    uri = run_uri(job.settings, job.storage, job.stage)
+    return Place(job.storage, uri, job.settings.run.name, job.stage, job.lineage.settings)
+
+
 class Tracker(Protocol):
     """Takes records in the order of their steps."""
 
@@ -95,23 +103,23 @@ class TensorBoard:
     """
 
     def __init__(self, place: Place, history: Sequence[Record]) -> None:
-        from tensorboardX import SummaryWriter
-
         self._storage, self._uri = place.storage, f"{place.uri}/tensorboard"
         self._folder = TemporaryDirectory(prefix="stetholm-tensorboard-")
         self._storage.remove_dir(self._uri)
         self._writers: dict[str, Any] = {}
-        self._make: Callable[[str], Any] = lambda name: SummaryWriter(f"{self._folder.name}/{name}", flush_secs=3600)
         for record in history:
             self.log(record)
 
     def log(self, record: Record) -> None:
         """Write to the local file."""
-        part = "validation" if is_validation(record) else "train"
-        if part not in self._writers:
-            self._writers[part] = self._make(part)
-        for name, value in numbers(record).items():
-            self._writers[part].add_scalar(name.removeprefix("val_"), value, record["step"], walltime=record["time"])
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=name.removeprefix("val_"), simple_value=value) for name, value in numbers(record).items()
+        ]
+        event = Event(wall_time=record["time"], step=record["step"], summary=Summary(value=values))
+        self._writer("validation" if is_validation(record) else "train").write_event(event)
 
     def flush(self) -> None:
         """Copy the files to storage."""
@@ -127,6 +135,16 @@ class TensorBoard:
         for writer in self._writers.values():
             writer.close()
         self._folder.cleanup()
+
+    def _writer(self, part: str) -> Any:
+        """The file of ``part``. Not through SummaryWriter, whose flush does not wait for what is on its way."""
+        from tensorboardX.event_file_writer import EventsWriter
+
+        if part not in self._writers:
+            folder = Path(self._folder.name) / part
+            folder.mkdir()
+            self._writers[part] = EventsWriter(str(folder / "events"))
+        return self._writers[part]
 
 
 class Wandb:
