@@ -20,9 +20,7 @@ def names(batches):
 
 plans = st.one_of(
     st.builds(BatchPlan, batch_size=st.integers(1, 7), window=st.integers(1, 4)),
-    st.builds(
-        BatchPlan, batch_size=st.integers(1, 7), tokens_per_batch=st.integers(64, 256), window=st.integers(1, 4)
-    ),
+    st.builds(BatchPlan, batch_size=st.integers(1, 7), tokens_per_batch=st.integers(64, 256), window=st.integers(1, 4)),
 )
 lengths = st.lists(st.integers(1, 64), max_size=60)
 
@@ -82,7 +80,13 @@ MIXED = np.random.default_rng(0).lognormal(4.2, 0.5, 3000).astype(int).clip(24, 
 
 @pytest.mark.parametrize(
     "plan",
-    [BatchPlan(4), BatchPlan(8), BatchPlan(16), BatchPlan(1, tokens_per_batch=512), BatchPlan(1, tokens_per_batch=8192)],
+    [
+        BatchPlan(4),
+        BatchPlan(8),
+        BatchPlan(16),
+        BatchPlan(1, tokens_per_batch=512),
+        BatchPlan(1, tokens_per_batch=8192),
+    ],
 )
 def test_at_most_a_tenth_is_padding(plan):
     shares = [1 - sum(sizes) / (len(sizes) * max(sizes)) for sizes in lengths_of(plan)]

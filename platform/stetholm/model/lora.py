@@ -165,7 +165,7 @@ def reference(model: StethoLMForConditionalGeneration, adapter: str = "dpo") -> 
 
 def _frozen_copy(projector: nn.Module) -> Any:
     parameters = list(projector.parameters())
-    with _gathered(parameters):
+    with gathered(parameters):
         copied = copy.deepcopy(projector) if not _partitioned(parameters) else _rebuild(projector)
     return copied.requires_grad_(False)
 
@@ -180,11 +180,11 @@ def _rebuild(projector: Any) -> nn.Module:
     return fresh
 
 
-def _partitioned(parameters: list[nn.Parameter]) -> bool:
+def _partitioned(parameters: Sequence[torch.Tensor]) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in parameters)
 
 
-def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+def gathered(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
     """Whole parameters inside, also under ZeRO-3."""
     if not _partitioned(parameters):
         return nullcontext()

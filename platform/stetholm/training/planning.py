@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 
 from stetholm.corpus.stream import CorpusStream
 from stetholm.training.batches import BatchPlan, Row
+from stetholm.training.job import StageJob
 from stetholm.training.ranks import from_all
+from stetholm.training.rows import training_rows
 
+LEAST_TOKENS = 16
+"""Of a sample: a question, an answer and a recording have as many."""
 _LENGTHS = ("input_ids", "rejected_input_ids")
 
 
@@ -22,6 +26,16 @@ def planned_steps(stream: CorpusStream, plan: BatchPlan, prepare: Callable[[Row]
         return max(plan.steps(stream.rows_by_epoch(rank)) for rank in range(world))
     mine = sum(1 for _ in plan.batches(_outline(stream, prepare)))
     return max(from_all(mine))
+
+
+def epochs_to_plan(job: StageJob, world: int) -> int:
+    """Epochs to read: as many as set, or with max_steps as many as that many steps can use up at most."""
+    train = job.train
+    if train.max_steps is None:
+        return math.ceil(train.epochs)
+    rows = max(training_rows(job).rows_of(0) // world, 1)
+    a_step = train.tokens_per_batch // LEAST_TOKENS if train.tokens_per_batch else train.batch_size
+    return math.ceil(train.max_steps * a_step / rows)
 
 
 def share_of(steps: int, epochs: float) -> int:

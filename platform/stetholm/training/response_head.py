@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stetholm.model import StethoLMForConditionalGeneration
+from stetholm.model.lora import gathered
 
 _NUMBERS = {"cpu": 2**24}
 """Logits (tokens x vocabulary) at a time, by device: 64 MiB in fp32 on a CPU, 256 MiB on others, which want larger
@@ -65,29 +69,57 @@ def score_tokens(model: StethoLMForConditionalGeneration, hidden: Tensor, target
     """Score ``targets`` (K,) given the states ``hidden`` (K, d) that predict them.
 
     The head is frozen in every stage. So the gradient of a log-probability by its state is known as soon as its
-    logits are, and no logits are kept: the backward pass is one multiplication of (K, d). Where the head trains, or
-    ZeRO-3 holds only a part of it outside of its own forward, the logits are computed again in the backward pass.
+    logits are, and no logits are kept: the backward pass is one multiplication of (K, d). For a head that trains, the
+    logits are computed again in the backward pass.
     """
-    head = model.get_output_embeddings()
-    weight = head.weight
-    if weight.requires_grad or hasattr(weight, "ds_id"):
-        parts = [
-            checkpoint(_score, model, part, wanted, use_reentrant=False) if torch.is_grad_enabled() else
-            _score(model, part, wanted)
-            for part, wanted in _pieces(hidden, targets, len(weight) or model.config.text.vocab_size)
-        ]  # fmt: skip
-        return Scores(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-    return Scores(*_FrozenHead.apply(hidden, targets, model))
+    head = _Head.of(model)
+    if not head.weight.requires_grad:
+        with gathered([part for part in (head.weight, head.bias) if part is not None]):
+            return Scores(*_FrozenHead.apply(hidden, targets, head))
+    score: Any = partial(checkpoint, _score, use_reentrant=False) if torch.is_grad_enabled() else _score
+    parts = [score(head, *piece) for piece in head.pieces(hidden, targets)]
+    return Scores(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
-def _pieces(hidden: Tensor, targets: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = max(1, _NUMBERS.get(hidden.device.type, 2**26) // vocabulary)
-    for start in range(0, max(len(targets), 1), rows):
-        yield hidden[start : start + rows], targets[start : start + rows]
+@dataclass(frozen=True)
+class _Head:
+    """Weight (vocabulary, d), bias, and Gemma's soft cap of a language model's head.
+
+    Used as it is, not as a module: ZeRO-3 would take the weight away again after the module's forward.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    cap: float | None
+
+    @classmethod
+    def of(cls, model: StethoLMForConditionalGeneration) -> _Head:
+        # As attributes, ZeRO-3 would gather them now and once more in the backward pass.
+        found = dict(model.get_output_embeddings().named_parameters(recurse=False))
+        cap = getattr(model.config.text_config, "final_logit_softcapping", None)
+        return cls(found["weight"], found.get("bias"), cap)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(k, d) -> (k, vocabulary), float32."""
+        logits = F.linear(hidden, self.weight, self.bias).float()
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def pieces(self, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """As many states and targets at a time as their logits may take room."""
+        rows = max(1, _NUMBERS.get(hidden.device.type, 2**26) // len(self.weight))
+        for start in range(0, max(len(targets), 1), rows):
+            yield hidden[start : start + rows], targets[start : start + rows]
+
+    def slope(self, logits: Tensor, probabilities: Tensor, targets: Tensor) -> Tensor:
+        """(k, d) gradient of each target's log-probability by its state. Overwrites ``probabilities``."""
+        by_logit = probabilities.neg_().scatter_add_(1, targets[:, None], torch.ones_like(probabilities[:, :1]))
+        if self.cap is not None:
+            by_logit *= 1 - (logits / self.cap).square()
+        return by_logit.to(self.weight.dtype) @ self.weight
 
 
-def _score(model: StethoLMForConditionalGeneration, hidden: Tensor, targets: Tensor) -> Scores:
-    logits = model.logits(hidden).float()
+def _score(head: _Head, hidden: Tensor, targets: Tensor) -> Scores:
+    logits = head.logits(hidden)
     log_probs = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
     with torch.no_grad():
         return Scores(log_probs, *_facts(logits, logits.softmax(dim=-1), logits.logsumexp(dim=-1), targets))
@@ -103,22 +135,22 @@ def _facts(logits: Tensor, probabilities: Tensor, normaliser: Tensor, targets: T
 class _FrozenHead(torch.autograd.Function):
     """Scores by a head that does not train, and the slope of each log-probability by its state.
 
-    For logits z = W h, of which a soft cap c makes c tanh(z / c): d log p(y) / d h = ((onehot(y) - p) * (1 - (z/c)^2)) W
-    with z after the cap.
+    For logits z = W h: d log p(y) / d h = (onehot(y) - p) W. Where a soft cap c makes z = c tanh(W h / c) of them, what
+    stands before W is multiplied by 1 - (z / c)^2.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: StethoLMForConditionalGeneration) -> tuple[Any, ...]:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: _Head) -> tuple[Any, ...]:
         sloped = ctx.needs_input_grad[0]
         parts, slopes = [], []
-        for part, wanted in _pieces(hidden, targets, len(model.get_output_embeddings().weight)):
-            logits = model.logits(part).float()
+        for part, wanted in head.pieces(hidden, targets):
+            logits = head.logits(part)
             normaliser = logits.logsumexp(dim=-1)
             probabilities = (logits - normaliser[:, None]).exp_()
             log_probs = logits.gather(1, wanted[:, None])[:, 0] - normaliser
             parts.append((log_probs, *_facts(logits, probabilities, normaliser, wanted)))
             if sloped:
-                slopes.append(_slope(model, logits, probabilities, wanted))
+                slopes.append(head.slope(logits, probabilities, wanted))
         if sloped:
             ctx.save_for_backward(torch.cat(slopes))
         fields = tuple(torch.cat(field) for field in zip(*parts, strict=True))
@@ -129,15 +161,3 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (slopes,) = ctx.saved_tensors
         return gradients[0][:, None].to(slopes.dtype) * slopes, None, None
-
-
-def _slope(
-    model: StethoLMForConditionalGeneration, logits: Tensor, probabilities: Tensor, targets: Tensor
-) -> Tensor:
-    """(k, d) gradient of each target's log-probability by its state. Overwrites ``probabilities``."""
-    weight = model.get_output_embeddings().weight
-    by_logit = probabilities.neg_().scatter_add_(1, targets[:, None], torch.ones_like(probabilities[:, :1]))
-    cap = getattr(model.config.text_config, "final_logit_softcapping", None)
-    if cap is not None:
-        by_logit *= 1 - (logits / cap).square()
-    return by_logit.to(weight.dtype) @ weight
