@@ -139,13 +139,16 @@ class Checkpoints:
 
     def _numbers(self, found: Found) -> dict[str, Any]:
         """What is known of one; once it has the metric, it is not read again."""
-        if self._metric not in self._known.get(found.uri, {}):
-            known: dict[str, Any] = {}
-            for uri in (f"{found.uri}/{METRICS}", f"{self.uri}/{VALIDATION}/{found.step:08d}.json"):
-                if self.storage.exists(uri):
-                    known |= self.storage.read_json(uri)
-            self._known[found.uri] = known
-        return self._known[found.uri]
+        known = self._known.setdefault(found.uri, {})
+        if not known:
+            known |= self._read(f"{found.uri}/{METRICS}")
+        if self._metric not in known:
+            known |= self._read(f"{self.uri}/{VALIDATION}/{found.step:08d}.json")
+        return known
+
+    def _read(self, uri: str) -> dict[str, Any]:
+        numbers: dict[str, Any] = self.storage.read_json(uri) if self.storage.exists(uri) else {}
+        return numbers
 
     def _remove(self, uri: str) -> None:
         self.storage.remove_dir(f"{uri}/{MARKER}")

@@ -68,7 +68,14 @@ class TrainingLoop(TrainerCallback):
             moments, scheduler = self._resume
             restore_moments(self.trainer.model_wrapped, moments, self.progress.step)
             state.global_step = self.progress.step
-            self.trainer.lr_scheduler.load_state_dict(scheduler)
+            schedule = self.trainer.lr_scheduler
+            # Where it stands, not how high: who goes on after a run went wrong has lowered train.learning_rate.
+            schedule.load_state_dict({**scheduler, "base_lrs": schedule.base_lrs})
+            # It would set the rates with its next step only, and this one would be made with those of the first.
+            shapes = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            schedule._last_lr = [base * shape(schedule.last_epoch) for base, shape in shapes]
+            for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+                group["lr"] = rate
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
