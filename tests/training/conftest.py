@@ -1,7 +1,9 @@
-"""A tiny language model for the stages."""
+"""A tiny language model for the stages; a process that trains alone."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,18 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(text).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """This process trains alone; afterwards nothing of it is left for other tests."""
+    import deepspeed
+
+    from stetholm.training.ranks import join_group
+
+    before = dict(os.environ)
+    join_group(use_gpu=False)
+    yield
+    deepspeed.comm.destroy_process_group()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
