@@ -1,11 +1,13 @@
 """Settings: order of sources, and one clear line for whatever is wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stetholm.errors import UserError
 from stetholm.settings import Settings, SettingsError, load_settings
 from stetholm.settings.load import setting_keys
 
@@ -210,3 +212,48 @@ def test_any_text_as_file_is_settings_or_a_clear_error(tmp_path_factory, text):
         load_settings(path, [], {})
     except SettingsError as error:
         assert "any.yaml" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["dpo.loss_type=sigmod"], r"dpo\.loss_type\.0: input should be 'sigmoid_norm', 'sigmoid'.* \(got 'sigmod'\)"),
+        (["dpo.loss_type=[]"], r"dpo\.loss_type: .* at least 1"),
+        (["dpo.loss_type=[sigmoid, sft]", "dpo.loss_weights=[1.0]"], "1 loss_weights for 2 loss_type"),
+        (["dpo.loss_type=exo_pair"], r"exo_pair needs a label_smoothing above 0"),
+        (["dpo.label_smoothing=0.5"], r"dpo\.label_smoothing: input should be less than 0\.5"),
+        (["train.offload=cpu"], r"train\.offload: input should be 'none', 'optimizer' or 'all'"),
+    ],
+)
+def test_losses_and_offload_are_checked_where_they_are_set(overrides, said):
+    assert re.search(said, complaint(None, overrides))
+
+
+def test_losses_as_trl_takes_them():
+    assert load_settings(None, ["dpo.loss_type=ipo"], {}).dpo.loss_type == ("ipo",)
+    both = load_settings(None, ["dpo.loss_type=[exo_pair, sft]", "dpo.label_smoothing=0.001"], {}).dpo
+    assert both.loss_type == ("exo_pair", "sft")
+    assert Settings().dpo.loss_type == ("sigmoid_norm",)
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "said"),
+    [
+        ("sft", ["train.offload=all"], r"sft: train\.offload=all needs train\.zero_stage of 3 or more, not 2"),
+        ("sft", ["sft.offload=optimizer", "train.zero_stage=0"], r"needs train\.zero_stage of 1 or more, not 0"),
+        ("sft", ["train.tokens_per_batch=255"], r"tokens_per_batch=255 does not hold one sample .*max_tokens=256"),
+        ("dpo", ["train.tokens_per_batch=767"], r"dpo: .*\(768 tokens with its rows\)"),
+    ],
+)
+def test_settings_of_a_stage_that_contradict_each_other(stage, overrides, said):
+    settings = load_settings(None, overrides, {})
+    with pytest.raises(UserError, match=said):
+        settings.stage(stage)
+    others = {"sft", "dpo", "align"} - {stage}
+    if overrides == ["train.tokens_per_batch=767"]:
+        assert all(settings.stage(other).tokens_per_batch == 767 for other in others)
+
+
+def test_offload_with_its_stage_of_zero():
+    settings = load_settings(None, ["train.zero_stage=3", "sft.offload=all"], {})
+    assert settings.stage("sft").offload == "all" and settings.stage("dpo").offload == "none"

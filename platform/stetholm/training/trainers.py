@@ -45,6 +45,9 @@ class StageTrainer(Watched):
         self.batches = batches
         self.consumed = []
         install_response_head(self.model)  # type: ignore[attr-defined]
+        # TRL would bring a dozen numbers together in each step for its metrics: each rank notes its own, and a log
+        # line brings them together.
+        self.accelerator.gather_for_metrics = _own  # type: ignore[attr-defined]
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """The batches as they come: they are made and ordered already."""
@@ -186,12 +189,8 @@ class MdpoTrainer(StageTrainer, DPOTrainer):
         """Weights of the terms."""
         self.settings = settings
         gather = self.accelerator.gather
-
-        def gather_means(tensor: Tensor) -> Any:
-            # TRL gathers a number a pair for its metrics and takes the mean; but ranks may differ in pairs.
-            return gather(tensor.mean(dim=0, keepdim=True) if tensor.dim() == 1 else tensor)
-
-        self.accelerator.gather = gather_means
+        # TRL's numbers by pair are metrics too; the Trainer's own, of no dimension, is not.
+        self.accelerator.gather = lambda tensor: tensor if tensor.dim() else gather(tensor)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # batches come from `use`, tokenised already
@@ -280,6 +279,11 @@ class _Scored:
 
     def __call__(self, **_: Any) -> Any:
         return type(self._outputs)(**{key: value[: self._rows] for key, value in vars(self._outputs).items()})
+
+
+def _own(numbers: Any) -> Any:
+    """What this rank has; stands where all ranks' would be gathered."""
+    return numbers
 
 
 def _mean_by(values: Tensor, rows: Tensor, count: int) -> Tensor:
