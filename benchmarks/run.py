@@ -28,6 +28,7 @@ BENCHES = {
     "train/dpo": "benchmarks.train.dpo:dpo",
     "train/overhead": "benchmarks.train.overhead:overhead",
     "train/scaling": "benchmarks.train.scaling:scaling",
+    "train/recovery": "benchmarks.train.recovery:recovery",
     "train/mfu": "benchmarks.train.mfu:mfu",
     "generate/evaluate": "benchmarks.generate:evaluate",
     "generate/prefer": "benchmarks.generate:prefer",

@@ -127,3 +127,27 @@ def test_dropping_rows_leaves_the_others_in_order(sizes: list[int], data: st.Dat
     drop_rows(pieces, count)
     assert [(piece.group, int(row)) for piece in pieces for row in piece.rows] == whole[count:]
     assert all(len(piece.rows) for piece in pieces)
+
+
+@given(
+    SIZES, st.integers(1, 4), st.integers(1, 3), st.integers(0, 9), st.lists(st.integers(0, 30), min_size=4, max_size=4)
+)
+def test_the_same_ranks_go_on_with_their_own_rows(
+    sizes: list[int], world_size: int, epochs: int, seed: int, progress: list[int]
+) -> None:
+    """However unevenly they have come along."""
+    plan = Plan(sizes, seed=seed, epochs=epochs, world_size=world_size)
+    shares = [ids(plan, rank) for rank in range(world_size)]
+    gone = {item for share, done in zip(shares, progress, strict=False) for item in share[:done]}
+    again = Plan(sizes, seed=seed, epochs=epochs, world_size=world_size, consumed=positions(gone), dealt={})
+    for rank, (share, done) in enumerate(zip(shares, progress, strict=False)):
+        assert ids(again, rank) == share[done:]
+        assert again.rows_of(rank) == len(share[done:])
+        assert again.rows_by_epoch(rank) == [sum(item[0] == epoch for item in share[done:]) for epoch in range(epochs)]
+
+
+def positions(items: set[Id]) -> dict[int, dict[int, np.ndarray]]:
+    found: dict[int, dict[int, list[int]]] = {}
+    for epoch, group, row in items:
+        found.setdefault(epoch, {}).setdefault(group, []).append(row)
+    return {epoch: {group: np.array(rows) for group, rows in groups.items()} for epoch, groups in found.items()}

@@ -1,4 +1,4 @@
-"""A run that breaks off and goes on is the run that never broke off: each stage in one plain process, without Ray Train.
+"""A run that breaks off and goes on is the run that never broke off: each stage in one process, without Ray Train.
 
 The same for several workers that are killed: ``test_faults.py``, which takes minutes.
 """
@@ -107,7 +107,7 @@ def sft(job: Run) -> StageJob:
     return whole
 
 
-@pytest.mark.parametrize("stage", ["sft", "align", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", *(pytest.param(stage, marks=pytest.mark.long) for stage in ("align", "dpo"))])
 def test_the_curve_is_that_of_an_uninterrupted_run(stage: StageName, job: Run, sft: StageJob) -> None:
     latest = sft.checkpoints().latest()
     parent = latest.uri if latest is not None and stage == "dpo" else None
