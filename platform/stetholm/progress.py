@@ -11,6 +11,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
+from rich.table import Column
 
 LINE_SECONDS = 2.0
 """At least this long between two lines in a log."""
@@ -92,13 +93,16 @@ class Progress:
         return (now - began) / (done - at) * (self._total - done) if done > at else None
 
     def _make_bar(self) -> RichBar:
+        # The numbers get what room there is and are cut, not wrapped: one line stays one line.
+        numbers = TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
         bar = RichBar(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn(self._unit),
+            *([TextColumn(self._unit)] if self._unit else []),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            numbers,
+            expand=True,
             console=Console(file=self._stream),
         )
         bar.add_task(self._name, total=self._total, numbers="")

@@ -7,12 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from stetholm import runs
+from stetholm.corpus.shards import write_corpus
 from stetholm.corpus.stream import CorpusStream, read_features
 from stetholm.errors import UserError
+from stetholm.evaluation.examples import read_rows
 from stetholm.evaluation.metrics import BertScorer
 from stetholm.preference.prefer import prefer
 from stetholm.settings import load_settings
-from tests.evaluation.corpus import make_checkpoint, make_corpus
+from tests.evaluation.corpus import make_checkpoint, make_corpus, rows
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +39,10 @@ def test_pairs_are_a_corpus_with_candidates_and_scores(storage, overrides, ray_c
 
     columns = ("chosen", "rejected", "candidates", "scores")
     stream = CorpusStream(storage, result["output"], split="train", seed=0, training=False, extra_columns=columns)
-    rows = list(stream.rows())
-    assert len(rows) == result["pairs"]
+    pairs = list(stream.rows())
+    assert len(pairs) == result["pairs"]
     scorer = BertScorer()
-    for row in rows:
+    for row in pairs:
         assert len(row["candidates"]) == len(row["scores"]) == 3
         assert row["scores"] == pytest.approx(scorer(row["candidates"], [row["response"]] * 3), abs=1e-4)
         best, worst = (row["scores"].index(pick(row["scores"])) for pick in (max, min))
@@ -52,6 +54,18 @@ def test_pairs_are_a_corpus_with_candidates_and_scores(storage, overrides, ray_c
     )
     assert everything.num_rows == 5 and sum(everything["skipped"].to_pylist()) == result["skipped"]
     assert prefer(chosen, storage) == result  # from its record
+
+
+def test_held_out_pairs_come_from_the_validation_split(storage, overrides, ray_cluster):
+    corpus = storage.join("test-prefer", "three-splits")
+    splits = {"train": rows(range(0, 2)), "val": rows(range(2, 4)), "test": rows(range(4, 5))}
+    write_corpus(storage, corpus, splits, inputs={"source": "test"})
+    chosen = settings(overrides, f"corpus.uri={corpus}", "run.name=prefer-val", "prefer.val_pairs=3", "prefer.pairs=3")
+    result = prefer(chosen, storage)
+    assert result["pairs"] + result["val_pairs"] + result["skipped"] == 6
+    for split in ("train", "val"):
+        made = read_rows(storage, result["output"], split, ["sample_id", "chosen", "rejected"])
+        assert {row["sample_id"] for row in made} <= {row["sample_id"] for row in splits[split]}
 
 
 def test_nothing_but_ties_says_what_to_change(storage, overrides, ray_cluster):

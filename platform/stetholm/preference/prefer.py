@@ -9,14 +9,15 @@ Writes ``runs/<run.name>/prefer/``: ``pairs`` (a corpus with the columns ``chose
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from stetholm.corpus.shards import SCHEMA, write_corpus
 from stetholm.errors import UserError
 from stetholm.evaluation.examples import Example, choose, read_examples, read_rows
-from stetholm.evaluation.generation import write_parquet
+from stetholm.evaluation.generation import Answers, write_parquet
 from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.metrics import BertScorer, Scorer
 from stetholm.preference.candidates import Scored, gather, question
@@ -26,6 +27,7 @@ from stetholm.storage import Storage
 
 JOB = "prefer"
 SPLIT = "train"
+HELD_OUT = "val"
 
 PAIR_COLUMNS = (
     pa.field("chosen", pa.string(), nullable=False),
@@ -40,7 +42,8 @@ def prefer(settings: Settings, storage: Storage) -> dict[str, Any]:
     """Make the run's preference pairs from its fine-tuned checkpoint.
 
     Returns:
-        ``output`` (URI of the pairs, a corpus), ``pairs``, ``skipped``, ``candidates_per_second``, ``scorer``.
+        ``output`` (URI of the pairs, a corpus), ``pairs``, perhaps ``val_pairs``, ``skipped``,
+        ``candidates_per_second``, ``scorer``.
 
     Raises:
         UserError: no checkpoint, no corpus, settings that make no pairs, or nothing but ties.
@@ -48,6 +51,8 @@ def prefer(settings: Settings, storage: Storage) -> dict[str, Any]:
     _check(settings)
     checkpoint = require_checkpoint(settings, storage, before="dpo")  # also when mDPO has been done since
     chosen = settings.prefer.model_dump()
+    if not settings.prefer.val_pairs:  # as runs have it that were done before there was such a setting
+        del chosen["val_pairs"]
     job = GenerationJob(JOB, settings, storage, checkpoint, corpus_uri(settings, storage), SPLIT, chosen)
     return job.once(lambda: _run(job))
 
@@ -63,34 +68,55 @@ def _check(settings: Settings) -> None:
 def _run(job: GenerationJob) -> dict[str, Any]:
     settings, storage = job.settings, job.storage
     scorer = BertScorer(settings.prefer.scorer)
-    everything = read_examples(storage, job.corpus, SPLIT)
-    examples = choose(everything, settings.prefer.pairs, settings.run.seed)
-    questions = [question(example, settings.prefer, settings.run.seed) for example in examples]
-    answers = job.ask(questions, examples, everything, "examples")
-    scored = _score(examples, [answers.of(asked) for asked in questions], scorer)
-    write_parquet(storage, f"{job.output}/candidates.parquet", _all_candidates(scored))
-    pairs = {one.example.sample_id: one for one in scored if one.pair() is not None}
-    if not pairs:
+    scored = {SPLIT: _candidates(job, settings.prefer.pairs, scorer)}
+    if settings.prefer.val_pairs:
+        scored[HELD_OUT] = _candidates(replace(job, split=HELD_OUT), settings.prefer.val_pairs, scorer)
+    everything = [one for some in scored.values() for one in some.scored]
+    write_parquet(storage, f"{job.output}/candidates.parquet", _all_candidates(everything))
+    pairs = {
+        split: {one.example.sample_id: one for one in some.scored if one.pair() is not None}
+        for split, some in scored.items()
+    }
+    if not all(pairs.values()):
         raise UserError(
-            f"all {len(scored)} examples tie (equal candidates or equal scores): raise prefer.temperatures, "
-            "prefer.candidates or prefer.pairs"
+            f"all {len(everything)} examples tie (equal candidates or equal scores): raise prefer.temperatures, "
+            "prefer.candidates or prefer.pairs (or prefer.val_pairs)"
         )
     write_corpus(
         storage,
         f"{job.output}/pairs",
-        {SPLIT: _pair_rows(storage, job.corpus, pairs)},
+        {split: _pair_rows(storage, job.corpus, split, some) for split, some in pairs.items()},
         inputs={**job.inputs, "scorer": scorer.name},
         extra=PAIR_COLUMNS,
         shard_bytes=settings.corpus.shard_bytes,
         row_group_rows=settings.corpus.row_group_rows,
     )
+    made, seconds = (sum(getattr(some.answers, name) for some in scored.values()) for name in ("made", "seconds"))
     return {
         "output": f"{job.output}/pairs",
-        "pairs": len(pairs),
-        "skipped": len(scored) - len(pairs),
-        "candidates_per_second": round(answers.made / answers.seconds, 3) if answers.made else 0.0,
+        "pairs": len(pairs[SPLIT]),
+        **({"val_pairs": len(pairs[HELD_OUT])} if HELD_OUT in pairs else {}),
+        "skipped": len(everything) - sum(map(len, pairs.values())),
+        "candidates_per_second": round(made / seconds, 3) if made else 0.0,
         "scorer": scorer.name,
     }
+
+
+class _Made(NamedTuple):
+    """Of one split: all candidates with their scores, and how they were answered."""
+
+    scored: list[Scored]
+    answers: Answers
+
+
+def _candidates(job: GenerationJob, count: int, scorer: Scorer) -> _Made:
+    """Candidates for ``count`` examples of the job's split."""
+    settings = job.settings
+    everything = read_examples(job.storage, job.corpus, job.split)
+    examples = choose(everything, count, settings.run.seed)
+    questions = [question(example, settings.prefer, settings.run.seed) for example in examples]
+    answers = job.ask(questions, examples, everything, "examples")
+    return _Made(_score(examples, [answers.of(asked) for asked in questions], scorer), answers)
 
 
 def _score(examples: Sequence[Example], texts: Sequence[Sequence[str]], scorer: Scorer) -> list[Scored]:
@@ -100,9 +126,9 @@ def _score(examples: Sequence[Example], texts: Sequence[Sequence[str]], scorer: 
     return gather(examples, texts, scorer(candidates, references))
 
 
-def _pair_rows(storage: Storage, corpus: str, pairs: dict[str, Scored]) -> Iterator[dict[str, Any]]:
+def _pair_rows(storage: Storage, corpus: str, split: str, pairs: dict[str, Scored]) -> Iterator[dict[str, Any]]:
     """The corpus's rows of the pairs, audio and all, with the columns of preference."""
-    for row in read_rows(storage, corpus, SPLIT, SCHEMA.names, ids=pairs.keys()):
+    for row in read_rows(storage, corpus, split, SCHEMA.names, ids=pairs.keys()):
         one = pairs[row["sample_id"]]
         pair = one.pair()
         if pair is not None:

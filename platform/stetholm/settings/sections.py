@@ -181,7 +181,7 @@ class TrainSettings(Section):
     """Stop when the smoothed loss is this much (nats) above its best for divergence_steps; None: never."""
     divergence_steps: int = Field(100, ge=1)
     evaluate_every: int | None = Field(None, ge=1)
-    """Evaluate every so-manieth checkpoint beside training, and choose the best by it. Off by default: the task takes
+    """Evaluate every n-th checkpoint beside training, and choose the best by it. Off by default: the task takes
     a core and a whole model's memory, which on a small machine training would miss."""
     evaluate_samples: int = Field(256, ge=1)
     """Of the corpus's val split; the same ones each time."""
@@ -274,6 +274,8 @@ class PreferSettings(Section):
     """Preference pairs: candidates from the SFT model, scored against the reference answer."""
 
     pairs: int = Field(16, ge=1)
+    val_pairs: int = Field(0, ge=0)
+    """Besides, of the corpus's val split: what dpo.evaluate_every measures."""
     candidates: int = Field(5, ge=2)
     temperatures: list[float] = [0.7, 0.85, 1.0, 1.15, 1.3]
     max_new_tokens: int = Field(64, ge=1)

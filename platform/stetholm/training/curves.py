@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,46 +32,42 @@ def draw_curves(history: History, title: str, path: Path) -> None:
         path: of the PNG.
     """
     records = history.training()
-    terms = [name for name in TERMS if any(name in record for record in records)]
-    kinds = [("loss",)] + ([tuple(terms)] if terms else [])
-    kinds += [("learning_rate", "grad_norm"), ("tokens_per_s",), ("data_wait", "padding")]
-    rows = math.ceil(len(kinds) / 2)
-    figure = Figure(figsize=(11, 1 + 2.9 * rows), layout="constrained")
+    terms = tuple(name for name in TERMS if any(name in record for record in records))
+    panels = [("loss",), terms, ("tokens_per_s",), ("learning_rate",), ("grad_norm",), ("data_wait", "padding")]
+    figure = Figure(figsize=(14, 7))
     FigureCanvasAgg(figure)
+    # Not a layout engine: it would take most of the time, and training waits.
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.07, top=0.92, wspace=0.18, hspace=0.25)
     figure.suptitle(title)
-    for place, names in enumerate(kinds, start=1):
-        axes = figure.add_subplot(rows, 2, place)
-        _panel(axes, names, records, history.validation())
-    figure.savefig(path, dpi=100)
+    for place, names in enumerate(panels, start=1):
+        if names:
+            _panel(figure.add_subplot(2, 3, place), names, records, history.validation())
+    figure.savefig(path, dpi=90)
 
 
 def _panel(axes: Any, names: Sequence[str], records: Sequence[Record], validation: Sequence[Record]) -> None:
     axes.grid(alpha=0.25)
     axes.set_xlabel("step")
     axes.spines[["top", "right"]].set_visible(False)
-    apart = names[0] == "learning_rate"  # numbers of different sizes, each with an axis of its own
     for index, name in enumerate(names):
-        where = axes.twinx() if apart and index else axes
-        _line(where, name, records, _COLOURS[index % len(_COLOURS)], name.replace("_", " "))
-        if apart:
-            where.set_ylabel(name.replace("_", " "), color=_COLOURS[index])
+        _line(axes, name, records, _COLOURS[index % len(_COLOURS)])
     if names == ("loss",):
         _points(axes, validation)
-    if axes.get_legend_handles_labels()[0] and not apart:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize="small")
-    if names[0] == "tokens_per_s":
+    if names[0] in ("tokens_per_s", "grad_norm"):
         axes.set_ylim(bottom=0)
     if names[0] == "data_wait":
         axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def _line(axes: Any, name: str, records: Sequence[Record], colour: str, label: str) -> None:
+def _line(axes: Any, name: str, records: Sequence[Record], colour: str) -> None:
     values = [(record["step"], record[name]) for record in records if name in record]
     if not values:
         return
     steps, raw = np.array(values, dtype=float).T
-    every = -(-len(steps) // POINTS)
+    every, label = -(-len(steps) // POINTS), name.replace("_per_", "/").replace("_", " ")
     if name == "learning_rate":
         axes.plot(steps[::every], raw[::every], color=colour, linewidth=1.8, label=label)
         return

@@ -85,7 +85,7 @@ class RayReport:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=True,
-            validation=is_due(self._job, numbers["step"]),
+            validation=folder is not None and is_due(self._job, numbers["step"]),
         )
 
 

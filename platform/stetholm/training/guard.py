@@ -65,9 +65,18 @@ def fitting(samples: Sequence[Sample], counts: Counts) -> Iterator[None]:
         where = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
         raise UserError(
             f"a batch of {_plural(counts.samples, 'sample')} with {counts.places:,} tokens ({counts.tokens:,} without "
-            f"padding) does not fit into {where} ({_first_sentence(error)}): set train.tokens_per_batch to less than "
-            f"{counts.places:,}, or train.batch_size to less than {max(counts.samples, 2)}. {_named(samples)}"
+            f"padding) does not fit into {where} ({_first_sentence(error)}): {_smaller(counts)}. {_named(samples)}"
         ) from error
+
+
+def _smaller(counts: Counts) -> str:
+    checkpointing = "train.gradient_checkpointing=true"
+    if counts.samples < 2:
+        return f"set {checkpointing}, or leave the sample out of the corpus"
+    return (
+        f"set train.tokens_per_batch to less than {counts.places:,} or train.batch_size to less than {counts.samples}, "
+        f"or {checkpointing}"
+    )
 
 
 def _is_memory(error: Exception) -> bool:

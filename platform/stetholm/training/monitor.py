@@ -18,7 +18,7 @@ import ray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stetholm import progress as terminal
-from stetholm.settings import AlignSettings, TrainSettings
+from stetholm.settings import AlignSettings, DpoSettings, TrainSettings
 from stetholm.training.flops import Costs, device_peak, step_costs
 from stetholm.training.guard import Divergence, NonFinite
 from stetholm.training.history import History, Record
@@ -185,14 +185,16 @@ def monitor_for(job: StageJob, trainer: Any, model: Any, progress: Progress, res
     """
     train, history = job.train, History.read(resume)
     language = not isinstance(train, AlignSettings) or train.caption_weight > 0
-    costs = step_costs(model, language=language, reference=job.stage == "dpo")
+    reference = isinstance(train, DpoSettings) and train.reference != "ahead"
+    costs = step_costs(model, language=language, reference=reference)
     peak = device_peak(frozen_dtype(train.precision, train.use_gpu), train.use_gpu)
     trackers, validated = None, None
     if is_first():
         place = place_of(job)
         names = [*train.trackers, *(["ray"] if ray.is_initialized() else [])]
         trackers = Trackers(names, place, history.records)
-        validated = Validated(job.storage, place.uri, history)
+        if train.evaluate_every is not None:
+            validated = Validated(job.storage, place.uri, history)
     title = f"{job.settings.run.name}/{job.stage}"
     return Monitor(job.stage, trainer, progress, train, history, costs, peak, trackers, validated or list, title=title)
 

@@ -104,9 +104,11 @@ def evaluate_checkpoint(checkpoint: Any, job: StageJob) -> dict[str, Any]:
     """
     import torch
 
+    from stetholm.ray_session import quiet_data
     from stetholm.runs import run_uri
     from stetholm.training.state import load_training_state
 
+    quiet_data()
     torch.set_num_threads(max(1, int(job.train.evaluate_cpus)))
     started = time.monotonic()
     job = _on_its_device(job)
