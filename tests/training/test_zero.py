@@ -166,7 +166,6 @@ def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Any,
     with mp.get_context("spawn").Manager() as manager:
         shared = manager.dict()
         mp.spawn(_worker, (free_port(), base, folder, request.param, shared), nprocs=2)
-        assert {stage: [each for of, each in shared.keys() if of == stage] for stage in request.param} == request.param
         return dict(shared)
 
 
