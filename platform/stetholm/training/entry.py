@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from stetholm.job import find_user_error
 from stetholm.training import leaving
 from stetholm.training.checkpoints import Checkpoints, name_of
 from stetholm.training.job import StageJob
@@ -33,6 +35,7 @@ def ray_worker(config: dict[str, Any]) -> str | None:
     job: StageJob = config["job"]
     quiet_data()
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train would print every report of every worker
+    logging.getLogger("ray.train.v2._internal.util").addFilter(_unexpected)
     join_group(job.train.use_gpu)
     leaving.watch(_preempted)
     checkpoints = job.checkpoints()
@@ -49,6 +52,12 @@ def ray_worker(config: dict[str, Any]) -> str | None:
     with TemporaryDirectory(prefix="stetholm-resume-") as folder:
         job.storage.download_dir(uri, Path(folder))
         return run_stage(job, Path(folder), report)
+
+
+def _unexpected(record: logging.LogRecord) -> bool:
+    """Not a traceback of an error that the driver tells in one line."""
+    error = sys.exc_info()[1]
+    return error is None or find_user_error(error) is None
 
 
 class RayReport:

@@ -105,7 +105,7 @@ class NonFinite:
 
         Args:
             good: step of the last checkpoint.
-            rate: the learning rate.
+            rate: train.learning_rate.
 
         Raises:
             UserError: one of the steps went wrong.

@@ -112,7 +112,7 @@ class Monitor(TrainerCallback):
         saving = step % self._train.checkpoint_every == 0
         due = last or saving or step == 1 or step % self._train.log_every == 0
         if due or trainer.loss.device.type == "cpu":
-            self._loss += sum(self._finite.check(self._good, self._rate))
+            self._loss += sum(self._finite.check(self._good, self._train.learning_rate))
         if due:
             self._log(step, norm)
         if saving:  # which comes next, as nothing is wrong
@@ -142,7 +142,7 @@ class Monitor(TrainerCallback):
         if self._line is not None:
             self._keep({"step": step, "time": round(time.time(), 3), **_rounded(numbers)})
             self._line.update(step, **shown(numbers))
-        self._divergence.check(step, numbers["loss"], self._good, self._rate)
+        self._divergence.check(step, numbers["loss"], self._good, self._train.learning_rate)
 
     def _interval(self) -> Interval:
         now, waits = self._clock(), self._trainer.batches.waits
