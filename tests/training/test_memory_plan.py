@@ -135,7 +135,7 @@ def test_presets_are_valid_and_fit_into_24_gib(preset, stage):
     settings = load_settings(preset, environ={})
     assert settings.stage(stage).workers == 1 or "1-gpu" not in preset.stem
     plan = plan_for(settings, stage)
-    assert plan.need().total * 1.1 + 2**30 < 24 * 2**30
+    assert plan.need().total * 1.2 + 2**30 < 24 * 2**30
     assert f"{plan.need().total / 2**30:.2f} GiB" in table(plan)
 
 

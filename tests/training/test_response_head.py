@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stetholm.training.response_head import _NUMBERS, install_response_head, score_tokens
+from stetholm.training.response_head import NUMBERS_AT_A_TIME, install_response_head, score_tokens
 from tests.serving.tiny import tiny_model
 
 
@@ -84,7 +84,7 @@ def test_many_tokens_are_scored_in_pieces(model, monkeypatch):
         return log_probs, model.model.language_model.layers[0].self_attn.q_proj.weight.grad.clone()
 
     whole = scored()
-    monkeypatch.setitem(_NUMBERS, "cpu", 4 * 257)
+    monkeypatch.setitem(NUMBERS_AT_A_TIME, "cpu", 4 * 257)
     torch.testing.assert_close(scored(), whole)
 
 
@@ -105,7 +105,7 @@ def test_a_vocabulary_of_262144_stays_within_bounds(trains):
         assert sum(kept) <= 4 * tokens * 32
         scores.log_probs.sum().backward()
     assert hidden.grad is not None
-    assert made.numbers <= max(_NUMBERS["cpu"], vocabulary * 32) < tokens * vocabulary
+    assert made.numbers <= max(NUMBERS_AT_A_TIME["cpu"], vocabulary * 32) < tokens * vocabulary
 
 
 class _Largest(TorchDispatchMode):

@@ -4,8 +4,8 @@
 
 prints what takes how much with the settings as they are, and the sum for every ZeRO stage and offload. The rules of
 sharing are ZeRO's (arXiv 1910.02054); activations are counted by the tensors that autograd keeps of a decoder layer
-whose own weights are frozen, which is why they are fewer than in arXiv 2205.05198. Not counted: CUDA's own context
-and the allocator's gaps; leave a tenth and 1 GiB for them.
+whose own weights are frozen, which is why they are fewer than in arXiv 2205.05198. Not counted: what lives for a
+moment inside an operation, CUDA's own context and the allocator's gaps; leave a fifth and 1 GiB for them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ import torch
 from stetholm.audio.features import N_FRAMES, N_MELS
 from stetholm.errors import UserError
 from stetholm.settings import Settings, StageName, TrainSettings, load_settings
+from stetholm.training.response_head import NUMBERS_AT_A_TIME
 from stetholm.training.zero import BUCKET
 
 GIB = 2**30
 PREFIX_TOKENS = 4
-LOGITS_AT_A_TIME = 2**26
-"""As in ``training.response_head``, on a GPU."""
 Offload = Literal["none", "optimizer", "all"]
 
 
@@ -283,7 +282,8 @@ class Plan:
 
     def _logits(self) -> float:
         scored = self.load.sequences * self.load.scored
-        rows = min(scored, max(1, LOGITS_AT_A_TIME // self.decoder.vocabulary))
+        numbers = NUMBERS_AT_A_TIME["cuda" if self.train.use_gpu else "cpu"]
+        rows = min(scored, max(1, numbers // self.decoder.vocabulary))
         # Three fp32 matrices at a time; of all tokens only a slope as wide as a state is kept.
         return 12.0 * rows * self.decoder.vocabulary + float(scored * self.decoder.width * self.number)
 

@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from stetholm.model import StethoLMForConditionalGeneration
 from stetholm.model.lora import gathered
 
-_NUMBERS = {"cpu": 2**24}
-"""Logits (tokens x vocabulary) at a time, by device: 64 MiB in fp32 on a CPU, 256 MiB on others, which want larger
+NUMBERS_AT_A_TIME = {"cpu": 2**24, "cuda": 2**26}
+"""Logits (tokens x vocabulary) at a time, by device: 64 MiB in fp32 on a CPU, 256 MiB on a GPU, which wants larger
 matrices. There are three such matrices at the most."""
 
 
@@ -49,7 +49,8 @@ def install_response_head(model: StethoLMForConditionalGeneration) -> None:
     def forward(*args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         return _scored(model, *args, **kwargs) if fused_lm_head else original(model, *args, **kwargs)
 
-    model.forward = forward  # type: ignore[method-assign]
+    patched: Any = model
+    patched.forward = forward
 
 
 def _scored(model: StethoLMForConditionalGeneration, *, labels: Tensor, **kwargs: Any) -> SimpleNamespace:
@@ -106,16 +107,16 @@ class _Head:
 
     def pieces(self, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """As many states and targets at a time as their logits may take room."""
-        rows = max(1, _NUMBERS.get(hidden.device.type, 2**26) // len(self.weight))
+        rows = max(1, NUMBERS_AT_A_TIME.get(hidden.device.type, 2**26) // len(self.weight))
         for start in range(0, max(len(targets), 1), rows):
             yield hidden[start : start + rows], targets[start : start + rows]
 
     def slope(self, logits: Tensor, probabilities: Tensor, targets: Tensor) -> Tensor:
         """(k, d) gradient of each target's log-probability by its state. Overwrites ``probabilities``."""
-        by_logit = probabilities.neg_().scatter_add_(1, targets[:, None], torch.ones_like(probabilities[:, :1]))
+        falls = probabilities.scatter_add_(1, targets[:, None], probabilities.new_full((len(targets), 1), -1.0))
         if self.cap is not None:
-            by_logit *= 1 - (logits / self.cap).square()
-        return by_logit.to(self.weight.dtype) @ self.weight
+            falls *= 1 - (logits / self.cap).square()
+        return (falls.to(self.weight.dtype) @ self.weight).neg_()
 
 
 def _score(head: _Head, hidden: Tensor, targets: Tensor) -> Scores:
