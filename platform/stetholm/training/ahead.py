@@ -87,6 +87,7 @@ class Scorer:
 
         if not job.train.use_gpu:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.train.workers))
+        self._model: Any
         self._model, processor = stage_model(job, None)
         self._model.to("cuda" if job.train.use_gpu else "cpu")
         install_response_head(self._model)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -137,8 +137,7 @@ class Encoder:
 
         encoder = build_encoder(name, StethoLMConfig(audio_encoder=name).audio_config).train()
         one, three = (
-            kept_bytes(lambda count=count: encoder(torch.rand(count, N_MELS, N_FRAMES)), encoder.parameters())
-            for count in (1, 3)
+            kept_bytes(partial(encoder, torch.rand(count, N_MELS, N_FRAMES)), encoder.parameters()) for count in (1, 3)
         )
         return cls(sum(each.numel() for each in encoder.parameters()), encoder.width, (three - one) / 2)
 

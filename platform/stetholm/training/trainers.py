@@ -308,7 +308,8 @@ def trainer_for(
     """The trainer of ``stage`` (align, sft, dpo)."""
     if settings.gradient_checkpointing:
         # The decoder's layers; the encoder is small. Re-entrant checkpoints would run outside ZeRO-3's bookkeeping.
-        model.get_decoder().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        decoder: Any = model.get_decoder()
+        decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     shared = {
         "model": model,
         "processing_class": processor,

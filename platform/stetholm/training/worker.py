@@ -143,9 +143,7 @@ def _stream(job: StageJob, prepare: Prepare | None, progress: Progress, world: i
     )
 
 
-def _steps(
-    job: StageJob, stream: CorpusStream, plan: BatchPlan, prepare: Prepare, world: int, done: int
-) -> int:
+def _steps(job: StageJob, stream: CorpusStream, plan: BatchPlan, prepare: Prepare, world: int, done: int) -> int:
     """Steps still to make: until max_steps if set, else until the slowest rank has read its epochs."""
     if job.train.max_steps is not None:
         return max(job.train.max_steps - done, 0)
