@@ -21,7 +21,7 @@ from stetholm.training.checkpoints import Checkpoints
 from stetholm.training.history import FILE, from_lines
 from stetholm.training.stage import train_stage
 
-STEPS, EVERY, PATIENTS, KILLS = 45, 5, 64, 3
+STEPS, EVERY, PATIENTS, KILLS = 30, 5, 48, 2
 LOOK_SECONDS = 0.05
 SETTINGS = (
     "run.name=bench-recovery",
