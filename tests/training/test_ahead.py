@@ -10,6 +10,7 @@ import torch
 
 from stetholm.corpus.shards import write_corpus
 from stetholm.errors import UserError
+from stetholm.runs import record
 from stetholm.settings import Settings
 from stetholm.training.ahead import ensure_references
 from stetholm.training.batches import BatchPlan
@@ -20,6 +21,7 @@ from stetholm.training.planning import epochs_to_plan, planned_steps, share_of
 from stetholm.training.references import ReferenceStore, references
 from stetholm.training.response_head import install_response_head
 from stetholm.training.rows import training_rows
+from stetholm.training.stage import train_stage
 from stetholm.training.trainers import reference_logps
 from stetholm.training.worker import prepare_of, stage_model
 from tests.evaluation.corpus import make_checkpoint, rows
@@ -124,3 +126,27 @@ def test_epochs_to_plan(job):
     assert epochs_to_plan(job, 2) == 2
     assert epochs_to_plan(limited, 1) == 2  # as many steps as samples, of two samples each
     assert share_of(30, 1.5) == 23
+
+
+@pytest.mark.long
+def test_the_stage_with_all_of_it(job, storage):
+    """Two Ray Train workers: the reference ahead, batches of tokens, ZeRO 3 and checkpoints."""
+    settings = Settings.model_validate(
+        {
+            "run": {"name": "ahead"},
+            "model": {"init_from": job.lineage.parent, "lora": {"targets": ["q_proj"]}},
+            "train": {
+                "precision": "fp32",
+                "epochs": 2,
+                "log_every": 1,
+                "zero_stage": 3,
+                "gradient_checkpointing": True,
+            },
+            "dpo": {"reference": "ahead", "tokens_per_batch": 768, "learning_rate": 1e-3},
+        }
+    )
+    record(settings, storage, "prefer", {"output": job.corpus}, {})
+    result = train_stage(settings, storage, "dpo")
+    assert result["samples"] == 2 * training_rows(job).rows_of(0)
+    state = storage.read_json(f"{result['output']}/training_state/state.json")["progress"]
+    assert state["step"] == state["steps"] == result["steps"]  # planned exactly
