@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from statistics import median
 
 import psutil
+import torch
 
 from benchmarks.report import Result
 from stetholm.corpus.ingest import ingest
+from stetholm.model.language import load_language_model
 from stetholm.ray_session import ray_session
 from stetholm.runs import run_uri
 from stetholm.settings import Settings, load_settings
@@ -51,6 +53,7 @@ def recovery() -> Iterator[Result]:
     """
     settings = load_settings(None, SETTINGS)
     storage = open_storage(settings.storage)
+    load_language_model(settings.model.language_model, torch.bfloat16)  # unpacks the embedded one, once a machine
     with ray_session():
         ingest(settings, storage)
         kills: list[Kill] = []

@@ -229,3 +229,21 @@ def test_ray_data_writes_and_reads_back(storage, place, ray_cluster):
     ray.data.range(100).write_parquet(where, filesystem=storage.arrow_writer())
     rows = ray.data.read_parquet(where, filesystem=storage.arrow_reader()).take_all()
     assert sorted(row["id"] for row in rows) == list(range(100))
+
+
+def test_the_last_file_comes_when_the_others_are_there(storage, place, tmp_path, monkeypatch):
+    for name in ("a", "deep/b", "marker"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    storage.upload_dir(tmp_path, f"{place}/1", last="marker")
+    assert storage.list(f"{place}/1") == [f"{place}/1/{name}" for name in ("a", "deep/b", "marker")]
+    put = storage.fs.put
+
+    def put_and_lose(paths, keys):
+        put(paths, keys)
+        storage.fs.rm(keys[0])  # somebody else, in the midst of it
+
+    monkeypatch.setattr(storage.fs, "put", put_and_lose)
+    with pytest.raises(StorageError, match="2/a is gone again: does another job write there"):
+        storage.upload_dir(tmp_path, f"{place}/2", last="marker")
+    assert storage.list(f"{place}/2") == [f"{place}/2/deep/b"]

@@ -18,6 +18,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from benchmarks.train.recovery import train_workers
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.shards import write_corpus
 from stetholm.runs import record, run_uri
@@ -67,11 +68,6 @@ def tree(storage: Storage, language_model: Path, corpora: dict[str, str]) -> Cal
     return make
 
 
-def workers() -> list[psutil.Process]:
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
-
-
 def checkpoints_of(storage: Storage, settings: Settings, stage: StageName) -> Checkpoints:
     return Checkpoints(storage, run_uri(settings, storage, stage), keep=2)
 
@@ -103,7 +99,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         until(self._checkpoints.latest)
         time.sleep(self._chance.random())
-        victim = self._chance.choice(workers())
+        victim = self._chance.choice(train_workers())
         self.sent_to = victim.pid
         victim.send_signal(self._number)
 

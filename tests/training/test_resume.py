@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from benchmarks.train.recovery import train_workers
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.shards import write_corpus
 from stetholm.settings import Settings
@@ -40,17 +40,11 @@ def settings(storage: Storage, language_model: Path, **train: Any) -> Settings:
     )
 
 
-def workers() -> list[psutil.Process]:
-    """The Ray Train workers below this process's Ray."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
-
-
 def kill_a_worker_after_its_first_checkpoint(storage: Storage, killed: list[int]) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if any(uri.endswith("/training_state/state.json") for uri in storage.list(storage.join("runs", RUN, "sft"))):
-            victim = workers()[-1]
+            victim = train_workers()[-1]
             victim.kill()
             killed.append(victim.pid)
             return

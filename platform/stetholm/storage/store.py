@@ -236,16 +236,23 @@ class Storage:
             local: a folder.
             uri: where its files go.
             last: a file of it that is uploaded when all others are there: whoever sees it sees all.
+
+        Raises:
+            StorageError: ``local`` holds nothing, or something else removes what is uploaded.
         """
-        files = sorted(path for path in Path(local).rglob("*") if path.is_file())
+        files = {path.relative_to(local).as_posix(): path for path in Path(local).rglob("*") if path.is_file()}
         if not files:
             raise StorageError(f"storage: nothing to upload: {local} is not a folder with files")
-        end = Path(local) / last if last is not None else None
+        end = files.pop(last) if last is not None else None
         with _explained(uri):
-            for some in ([path for path in files if path != end], [path for path in files if path == end]):
-                keys = [f"{self.key(uri)}/{path.relative_to(local).as_posix()}" for path in some]
-                if some:
-                    self.fs.put([str(path) for path in some], keys)
+            keys = {f"{self.key(uri)}/{name}": str(path) for name, path in sorted(files.items())}
+            if keys:
+                self.fs.put(list(keys.values()), list(keys))
+            if end is not None:
+                gone = sorted(keys.keys() - self._find(uri).keys())
+                if gone:
+                    raise StorageError(f"storage: s3://{gone[0]} is gone again: does another job write there?")
+                self.fs.put([str(end)], [f"{self.key(uri)}/{last}"])
 
     def download_dir(self, uri: str, local: Path) -> None:
         """Download all objects below ``uri`` into ``local``, keeping their relative paths.
