@@ -1,6 +1,6 @@
 """mDPO's reference computed ahead: a Ray Data job over the pairs, once for each epoch's degraded audio.
 
-Training then makes no reference forward: a quarter to a third of a step, paid once instead of in every run over the
+Training then makes no reference forward, one of a step's three passes: it is paid once instead of in every run over the
 same pairs, and on whichever machines there are.
 """
 
