@@ -106,7 +106,7 @@ def _attempt(job: StageJob, stop: Stop) -> str | None:
                 _say(job, f"{stop.reason}: waiting for a checkpoint")
             if asked_at is not None:
                 _require_patience(job, stop, asked_at)
-        return running.result().return_value  # type: ignore[no-any-return]
+        return running.result().return_value
     finally:
         _internal_kv_del(key)
 
@@ -154,8 +154,11 @@ def _in_thread(trainer: TorchTrainer) -> Future[Any]:
 
 def _trainer(job: StageJob, key: str) -> TorchTrainer:
     environment = worker_environment(job.train)
+    # Ray Train's own annotations allow neither a function that returns something nor these kinds of callbacks.
+    function: Any = ray_worker
+    callbacks: list[Any] = [EndOnUserError(), HeedSigterm(job.train.grace_seconds)]
     return TorchTrainer(
-        ray_worker,
+        function,
         train_loop_config={"job": job, "leave": key},
         scaling_config=ScalingConfig(
             num_workers=job.train.workers,
@@ -170,7 +173,7 @@ def _trainer(job: StageJob, key: str) -> TorchTrainer:
             failure_config=FailureConfig(max_failures=job.train.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": environment},
-            callbacks=[EndOnUserError(), HeedSigterm(job.train.grace_seconds)],
+            callbacks=callbacks,
         ),
         validation_config=validation_config(job, environment),
     )
