@@ -110,7 +110,9 @@ def stage_model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditio
         # On a CPU, short sequences train a quarter faster than with sdpa, whose backward is slow there.
         model.model.language_model.set_attn_implementation("eager")
     if job.stage == "dpo":
-        add_lora(model, job.settings.model.lora, name="dpo")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.settings.run.seed)  # or the adapter would depend on what this process did before
+            add_lora(model, job.settings.model.lora, name="dpo")
     to_training_precision(model)
     if parent is not None:
         load_own_weights(model, parent, job.storage)
