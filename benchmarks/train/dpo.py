@@ -13,9 +13,9 @@ from benchmarks.train.sides import started
 from stetholm.settings import TrainSettings
 from stetholm.training.stage import worker_environment
 
-PAIRS = 16
+PAIRS = 8
 """A turn, on both sides."""
-BATCH, ROUNDS = 8, 5
+BATCH, ROUNDS = 8, 6
 RECIPE_IS = (
     "the published recipe: fp32, one pair a step, policy and reference as two models in memory, six forwards with "
     "logits of every position, AdamW over LoRA and projector"

@@ -76,6 +76,7 @@ def test_one_process(stage: StageName, job: MakeJob) -> None:
     assert losses(job(stage, 1)) != first
 
 
+@pytest.mark.long
 def test_two_processes(job: MakeJob) -> None:
     first, second = (curves_of_ranks([job(stage, 0) for stage in STAGES]) for _ in range(2))
     assert [len(curve) for curve in first] == [STEPS] * len(STAGES)

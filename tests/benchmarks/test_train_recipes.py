@@ -1,0 +1,131 @@
+"""The published recipe computes what our training computes: the benchmarks compare speed, not mathematics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.published_model import PublishedModel
+from benchmarks.train.recipes import PublishedMdpo, PublishedSft
+from benchmarks.train.samples import MemoryStream, training_pairs
+from stetholm.model.fresh import build_model
+from stetholm.model.lora import add_lora, set_trainable
+from stetholm.settings import ModelSettings
+from stetholm.training.collate import Collate, Prepare, answers_of
+from stetholm.training.losses import mdpo_loss, mean_logps, response_lengths
+from stetholm.training.response_head import install_response_head
+from stetholm.training.trainers import reference_logps, score
+from tests.model.tiny import settle
+from tests.serving.tiny import tiny_tokenizer
+
+CLOSE = {"rtol": 0.0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
+    """A language model that is small but not indifferent to what it reads."""
+    folder: Path = tmp_path_factory.mktemp("tiny-llama")
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(text).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return ModelSettings(language_model=str(folder))
+
+
+def parts(settings: ModelSettings, stage: str) -> tuple[Any, PublishedModel, list[dict[str, Any]], Collate, int]:
+    model, processor = build_model(settings)
+    settle(model)
+    prepare = Prepare(processor, 1024, answers_of(stage))
+    rows = [row | prepare(row) | {"epoch": 0} for row in training_pairs(3)]
+    eos = int(processor.tokenizer.eos_token_id)
+    return model, PublishedModel(model, settings), rows, Collate(stage, processor), eos
+
+
+def test_sft_has_our_loss_of_each_sample(settings: ModelSettings) -> None:
+    model, published, rows, collate, eos = parts(settings, "sft")
+    recipe = PublishedSft(published, eos)
+    published.eval()
+    theirs = torch.stack(recipe.losses(rows))
+    batch = collate(rows)
+    names = ("input_ids", "attention_mask", "labels")
+    sounds = batch["input_features"][batch["audio_index"]]
+    sums, counts = model.response_logps(**{name: batch[name] for name in names}, input_features=sounds)
+    assert len(set(counts.tolist())) > 1  # of different lengths, so that there is padding
+    torch.testing.assert_close(-sums / counts, theirs, **CLOSE)
+    torch.testing.assert_close(model(**batch).loss, (theirs * counts).sum() / counts.sum(), **CLOSE)
+    other = [row | {"features": bytes(len(row["features"]))} for row in rows]
+    assert not torch.allclose(torch.stack(recipe.losses(other)), theirs, **CLOSE)  # the recordings matter
+
+
+def test_mdpo_has_our_loss(settings: ModelSettings) -> None:
+    model, published, rows, collate, eos = parts(settings, "dpo")
+    recipe = PublishedMdpo(published, eos)
+    add_lora(model, settings.lora, "dpo")
+    set_trainable(model, "dpo")
+    # The policy leaves the reference, alike on both sides.
+    for projector in (model.model.projector, published.projector):
+        torch.manual_seed(1)
+        for parameter in projector.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    published.eval()
+    install_response_head(model)
+    for row in rows:
+        batch = collate([row])
+        pooled = model.model.pool_audio(batch["input_features"])
+        policy = mean_logps(score(model, model, batch, pooled).log_probs, batch["labels"]).chunk(3)
+        before = (reference_logps(model, batch) / response_lengths(batch["labels"])).chunk(3)
+        assert abs((policy[0] - before[0]).item()) > 1e-3
+        torch.testing.assert_close(recipe.loss(row), mdpo_loss(*policy, *before).loss, **CLOSE)
+
+
+def test_sft_trains_lora_projector_and_encoder(settings: ModelSettings) -> None:
+    _, published, rows, _, eos = parts(settings, "sft")
+    recipe = PublishedSft(published, eos)
+    moved = changed_by(published, lambda: [recipe.step(rows) for _ in range(2)])
+    assert {"lora_B", "projector", "network", "stem"} <= moved
+    assert not [name for name in moved if name == "frozen"]
+
+
+def test_mdpo_trains_lora_and_projector_alone(settings: ModelSettings) -> None:
+    _, published, rows, _, eos = parts(settings, "dpo")
+    recipe = PublishedMdpo(published, eos)
+    recipe.train()
+    whole = {name: tensor.clone() for name, tensor in recipe.reference.state_dict().items()}
+    moved = changed_by(published, lambda: [recipe.step(row) for row in rows])
+    assert {"lora_B", "projector"} <= moved and not moved & {"network", "stem", "frozen"}
+    assert all(tensor.equal(whole[name]) for name, tensor in recipe.reference.state_dict().items())
+
+
+def changed_by(model: PublishedModel, steps: Any) -> set[str]:
+    """Which parts the steps change: stem, network, projector, lora_A, lora_B, or the frozen language model."""
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    steps()
+    moved = {name for name, parameter in model.named_parameters() if not parameter.equal(before[name])}
+    return {part_of(name) for name in moved}
+
+
+def part_of(name: str) -> str:
+    if not name.startswith("lm."):
+        return name.split(".")[0]
+    return next((part for part in ("lora_A", "lora_B") if f".{part}." in name), "frozen")
+
+
+def test_rows_in_memory_are_dealt_once_an_epoch() -> None:
+    rows = training_pairs(5)
+    assert len({row["sample_id"] for row in rows}) == 5
+    streams = [MemoryStream(rows, None, epochs=2, rank=rank, world_size=2) for rank in range(2)]
+    dealt = [[(row["epoch"], row["sample_id"]) for row in stream.rows()] for stream in streams]
+    assert [len(part) for part in dealt] == [streams[0].rows_of(rank) for rank in range(2)] == [6, 4]
+    assert len({place for part in dealt for place in part}) == 10
