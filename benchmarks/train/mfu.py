@@ -45,7 +45,7 @@ class Form:
     """
 
     name: str
-    shape: dict[str, int]
+    shape: dict[str, Any]
     batches: tuple[dict[str, int], ...]
     steps: int
 
@@ -135,8 +135,8 @@ def random_model(form: Form, device: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="stetholm-bench-") as folder:
         torch.manual_seed(0)
         with torch.device(device):
-            model = Gemma3ForCausalLM(Gemma3TextConfig(**form.shape)).to(torch.bfloat16)
-        model.save_pretrained(Path(folder))
+            model: Any = Gemma3ForCausalLM(Gemma3TextConfig(**form.shape))
+        model.to(torch.bfloat16).save_pretrained(Path(folder))
         load_tokenizer(EMBEDDED_LM).save_pretrained(folder)
         del model
         if device == "cuda":

@@ -61,7 +61,7 @@ def paced_stage(pace: Pace, job: StageJob) -> None:
         trainer.add_callback(_Paced(pace, trainer, step_costs(model, reference=stage == "dpo")))
         return trainer
 
-    worker.trainer_for = paced_trainer
+    vars(worker)["trainer_for"] = paced_trainer
     with contextlib.suppress(Over), read_from_memory(training_pairs()):
         worker.run_stage(job, None, _no_checkpoint)
 
