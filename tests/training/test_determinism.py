@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
 from stetholm.corpus.shards import write_corpus
 from stetholm.settings import Settings, StageName
@@ -18,6 +19,7 @@ from stetholm.training.job import StageJob
 from stetholm.training.lineage import Lineage
 from stetholm.training.ranks import free_port
 from tests.evaluation.corpus import rows
+from tests.serving.tiny import tiny_model
 
 STEPS, STAGES = 5, ("align", "sft", "dpo")
 RANKS, PATIENCE = 2, 300
@@ -74,6 +76,26 @@ def test_one_process(stage: StageName, job: MakeJob) -> None:
     assert len(first) == STEPS
     assert losses(job(stage, 0)) == first
     assert losses(job(stage, 1)) != first
+
+
+def test_gradients_of_recordings_that_many_prompts_share() -> None:
+    """Large enough that torch would add them up in parallel."""
+    model, processor = tiny_model()
+    prompts, recordings = 512, 4
+    ids = torch.tensor([processor.encode_prompt("?", recordings=1)] * prompts)
+    index = torch.arange(prompts) % recordings
+    sounds = torch.randn(recordings, 4, 32, requires_grad=True)
+    weights = torch.randn(*ids.shape, 32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = set()
+    for _ in range(100):
+        sounds.grad = None
+        (model.model.embed(ids, audio_embeds=sounds, audio_index=index) * weights).sum().backward()
+        assert sounds.grad is not None
+        found.add(sounds.grad.numpy().tobytes())
+    torch.set_num_threads(threads)
+    assert len(found) == 1
 
 
 @pytest.mark.long

@@ -150,7 +150,8 @@ class StethoLMModel(StethoLMPreTrainedModel):
         if audio_embeds is None and input_features is not None and len(input_features):
             audio_embeds = self.encode_audio(input_features)
         if audio_embeds is not None and audio_index is not None:
-            audio_embeds = audio_embeds[audio_index]
+            # Not audio_embeds[audio_index]: its gradient on a CPU adds up in an order that changes from run to run.
+            audio_embeds = audio_embeds.index_select(0, audio_index)
         self.recordings_of(input_ids, 0 if audio_embeds is None else len(audio_embeds))
         if audio_embeds is None:
             return self._touch_audio(embeds)

@@ -119,7 +119,7 @@ class AlignTrainer(StageTrainer, SFTTrainer):
         taken = self.take(inputs)
         responses, rows = inputs.pop("responses"), inputs.pop("rows")
         module = self.accelerator.unwrap_model(model)
-        prefix = module.encode_audio(inputs["input_features"])[inputs["audio_index"]]
+        prefix = module.encode_audio(inputs["input_features"]).index_select(0, inputs["audio_index"])
         loss = prefix.float().sum() * 0.0  # keeps an empty rank's gradients in step with the others'
         if taken:
             audio = _mean_by(prefix.float().mean(dim=1), rows, len(responses))
