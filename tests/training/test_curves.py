@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from stetholm.training.curves import draw_curves, smooth
+from stetholm.training.curves import PICTURE, draw_checkpoint, draw_curves, smooth
 from stetholm.training.history import History
 
 
@@ -31,6 +31,14 @@ def test_it_is_drawn_whatever_is_known(records, tmp_path):
     picture = imread(tmp_path / "curves.png")
     assert picture.shape[0] > 300 and picture.shape[1] > 800
     assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 10  # something is drawn
+
+
+def test_it_is_drawn_beside_the_history_of_a_checkpoint(tmp_path):
+    draw_checkpoint(tmp_path, "run/sft")
+    assert not list(tmp_path.iterdir())
+    History([record(1), record(2)]).write(tmp_path, step=2)
+    draw_checkpoint(tmp_path, "run/sft")
+    assert imread(tmp_path / PICTURE).shape[1] > 800
 
 
 def test_evaluations_and_terms_are_seen(tmp_path):

@@ -134,6 +134,7 @@ def test_the_curve_is_that_of_an_uninterrupted_run(stage: StageName, job: Run, s
     assert state(checkpoints)["ledger"] == state(whole.checkpoints())["ledger"]
 
 
+@pytest.mark.long
 def test_who_is_asked_leaves_with_a_checkpoint_of_that_step(job: Run, sft: StageJob) -> None:
     left = job("sft", "left")
     checkpoints = left.checkpoints()

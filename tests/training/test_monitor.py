@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from stetholm.training.history import FILE, from_lines
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import Lineage
 from stetholm.training.monitor import shown, si
+from tests.conftest import ROOT
 from tests.evaluation.corpus import rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster", "alone")
@@ -125,6 +128,7 @@ def test_a_run_without_numbers_ends_with_the_step_and_its_samples(make_job):
     assert latest is not None and latest.step == 1
 
 
+@pytest.mark.long
 def test_it_goes_on_with_the_rate_that_is_set_then(make_job, tmp_path):
     """As the message advises; the curve goes on too."""
     from stetholm.training.worker import run_stage
@@ -155,6 +159,28 @@ def test_a_run_that_diverges_ends(make_job):
     job = make_job("up", learning_rate=3.0, warmup_fraction=0.0, divergence=1e-3, divergence_steps=1, log_every=1)
     with pytest.raises(UserError, match="the loss has diverged"):
         run(job)
+
+
+@pytest.mark.long
+def test_the_job_ends_with_status_2_and_one_line(make_job, storage, language_model):
+    job = make_job("job")
+    values = {
+        "run.name": "job",
+        "corpus.uri": job.corpus,
+        "model.language_model": language_model,
+        "train.learning_rate": "1e30",
+        "train.warmup_fraction": "0.0",
+        "train.max_steps": 6,
+        "train.checkpoint_every": 1,
+        "train.max_failures": 3,
+    }
+    settings = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    command = [sys.executable, str(ROOT / "jobs" / "sft.py"), *settings]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "sft: the loss is nan at step 2. The last good checkpoint is that of step 1" in ended.stderr.splitlines()[-1]
+    assert [found.step for found in job.checkpoints().whole()] == [1]
 
 
 NUMBERS = {

@@ -83,6 +83,7 @@ def test_sft_starts_from_alignment_and_can_be_prolonged(storage, train):
     assert ledger.seen(0) == ledger.seen(1) and len(ledger.seen(0)) == train.samples
 
 
+@pytest.mark.long
 def test_dpo_trains_projector_and_its_own_adapter_only(storage, train, tmp_path):
     result = train("dpo", epochs=1)
     assert result["samples"] == 3

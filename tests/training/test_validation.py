@@ -151,6 +151,7 @@ def test_results_come_in_once(storage):
     assert come_in() == [{"step": 4, "val_loss": 1.0}]
 
 
+@pytest.mark.long
 def test_checkpoints_are_evaluated_beside_training_and_the_best_is_the_output(ray_cluster, storage, tree):
     # At such a rate it gets worse with each step.
     settings = tree("beside", max_steps=3, checkpoint_every=1, evaluate_every=1, learning_rate=1.0, keep_checkpoints=1)

@@ -96,7 +96,7 @@ class Checkpoints:
             shutil.rmtree(folder)
 
     def upload(self, folder: Path, numbers: Mapping[str, Any]) -> str:
-        """Upload a checkpoint folder, then remove what is not to be kept any longer.
+        """Upload a checkpoint folder with a picture of its curves, then remove what is not to be kept any longer.
 
         Args:
             folder: with :data:`MARKER` in it; stays as it is.
@@ -105,7 +105,10 @@ class Checkpoints:
         Returns:
             Its URI. It is whole when this returns; before, it is not there for any reader.
         """
+        from stetholm.training.curves import draw_checkpoint  # it brings matplotlib
+
         uri = self.uri_of(int(numbers["step"]))
+        draw_checkpoint(folder, "/".join(self.uri.split("/")[-2:]))  # here, as training does not wait for it
         (folder / METRICS).write_text(json.dumps(dict(numbers)), encoding="utf-8")
         self.storage.upload_dir(folder, uri, last=MARKER)
         self.tidy()

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stetholm.training.history import History, Record
+from stetholm.training.history import FILE, History, Record
 
 SPAN = 0.03
 """Of the smoothed line: the share of the curve over which it averages, three points at least."""
@@ -19,6 +19,16 @@ POINTS = 2000
 TERMS = ("contrastive", "scale", "caption", "dpo", "conditional", "anchor", "audio_margin", "margin", "variance")
 """What the stages note of their losses; other noted numbers are in the data and in the trackers."""
 _COLOURS = ("#1f5fa8", "#c2571a", "#2e8b57", "#7a4fa3", "#a8324a", "#5c5c5c", "#b08d00")
+
+
+PICTURE = "curves.png"
+"""In a checkpoint's folder, and when a stage is done in the stage's."""
+
+
+def draw_checkpoint(folder: Path, title: str) -> None:
+    """Draw the history in the checkpoint ``folder`` into it; nothing where there is none."""
+    if (folder / FILE).exists():
+        draw_curves(History.read(folder), title, folder / PICTURE)
 
 
 def draw_curves(history: History, title: str, path: Path) -> None:

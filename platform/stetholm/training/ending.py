@@ -21,7 +21,7 @@ def complete_curves(job: StageJob, checkpoint: str) -> None:
     """
     if job.train.evaluate_every is None:
         return
-    from stetholm.training.curves import draw_curves  # it brings matplotlib
+    from stetholm.training.curves import PICTURE, draw_curves  # it brings matplotlib
 
     uri = run_uri(job.settings, job.storage, job.stage)
     history = History(from_lines(job.storage.read_text(f"{checkpoint}/{FILE}")))
@@ -32,6 +32,6 @@ def complete_curves(job: StageJob, checkpoint: str) -> None:
         trackers.log(record)
     trackers.close()
     with TemporaryDirectory() as folder:
-        picture = Path(folder) / "curves.png"
+        picture = Path(folder) / PICTURE
         draw_curves(history, f"{job.settings.run.name}/{job.stage}", picture)
         job.storage.write_bytes(f"{uri}/{picture.name}", picture.read_bytes())

@@ -34,13 +34,11 @@ class History:
         """Records of checkpoints' evaluations, by step."""
         return sorted(filter(is_validation, self.records), key=lambda record: record["step"])
 
-    def write(self, folder: Path, step: int) -> History:
-        """Write what is known up to ``step`` below the checkpoint ``folder``; returns it."""
-        known = History(record for record in self.records if record["step"] <= step)
+    def write(self, folder: Path, step: int) -> None:
+        """Write what is known up to ``step`` below the checkpoint ``folder``."""
         path = folder / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_lines(known.records), encoding="utf-8")
-        return known
+        path.write_text(to_lines([record for record in self.records if record["step"] <= step]), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path | None) -> History:

@@ -48,7 +48,6 @@ class Monitor(TrainerCallback):
         trackers: opened for the first rank; None for the others.
         validated: new records of checkpoints' evaluations, asked for at each checkpoint.
         clock: seconds; for tests.
-        title: of the picture; default: the name.
     """
 
     def __init__(
@@ -63,13 +62,11 @@ class Monitor(TrainerCallback):
         trackers: Trackers | None = None,
         validated: Callable[[], Sequence[Record]] = list,
         clock: Callable[[], float] = time.perf_counter,
-        title: str | None = None,
     ) -> None:
         self._trainer, self._progress, self._train = trainer, progress, train
         self._costs, self._peak, self._trackers, self._clock = costs, peak, trackers, clock
         self._validated = validated
         self.history = history
-        self._title = title or name
         self._finite = NonFinite()
         self._divergence = Divergence(train.divergence, train.divergence_steps, history.training())
         self._line = terminal.Progress(name, progress.steps) if is_first() else None
@@ -119,13 +116,10 @@ class Monitor(TrainerCallback):
             self._good = step
 
     def write(self, folder: Path, step: int) -> None:
-        """Put the curve up to ``step`` into the checkpoint ``folder``, as data and as a picture."""
-        from stetholm.training.curves import draw_curves  # it brings matplotlib, which the first rank alone needs
-
+        """Put the curve up to ``step`` into the checkpoint ``folder``; its picture is drawn when it is uploaded."""
         for record in self._validated():
             self._keep(record)
-        known = self.history.write(folder, step)
-        draw_curves(known, self._title, folder / "curves.png")
+        self.history.write(folder, step)
         if self._trackers is not None:
             self._trackers.flush()
 
@@ -195,8 +189,7 @@ def monitor_for(job: StageJob, trainer: Any, model: Any, progress: Progress, res
         trackers = Trackers(names, place, history.records)
         if train.evaluate_every is not None:
             validated = Validated(job.storage, place.uri, history)
-    title = f"{job.settings.run.name}/{job.stage}"
-    return Monitor(job.stage, trainer, progress, train, history, costs, peak, trackers, validated or list, title=title)
+    return Monitor(job.stage, trainer, progress, train, history, costs, peak, trackers, validated or list)
 
 
 def gradient_norm(engine: Any) -> Any:
