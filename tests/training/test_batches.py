@@ -127,3 +127,11 @@ def test_all_ranks_end_at_the_same_step(counts, size):
         assert len(given_batches) == longest
         assert sum(batch["size"] for batch in given_batches) == count
         assert batches.at_end
+
+
+def test_a_window_of_one_batch_takes_rows_as_they_come():
+    given_rows = list(rows([30, 9, 4, 77, 5, 50, 6]))
+    batches = list(BatchPlan(2, window=1).batches(given_rows))
+    assert [sorted(row["sample_id"] for row in batch) for batch in batches] == [
+        sorted(row["sample_id"] for row in given_rows[start : start + 2]) for start in range(0, 7, 2)
+    ]

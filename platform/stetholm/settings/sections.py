@@ -264,7 +264,9 @@ class DpoSettings(TrainSettings):
     @model_validator(mode="after")
     def _losses_fit(self) -> DpoSettings:
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(self.loss_type)} loss_type: give one each")
+            raise ValueError(
+                f"{len(self.loss_weights)} loss_weights for {len(self.loss_type)} loss_type: give one each"
+            )
         if "exo_pair" in self.loss_type and not self.label_smoothing:
             raise ValueError("loss_type exo_pair needs a label_smoothing above 0, for example 0.001")
         return self

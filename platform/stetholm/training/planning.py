@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from stetholm.corpus.stream import CorpusStream
 from stetholm.training.batches import BatchPlan, Row
@@ -14,6 +15,16 @@ from stetholm.training.rows import training_rows
 LEAST_TOKENS = 16
 """Of a sample: a question, an answer and a recording have as many."""
 _LENGTHS = ("input_ids", "rejected_input_ids")
+
+
+def batch_plan(job: StageJob) -> BatchPlan:
+    """How the stage's rows become batches.
+
+    Alignment takes them as they come: its contrast is between the responses of a batch, and those of one length are
+    often the same one. Its language model sees no padding either, unless it captions.
+    """
+    plan = BatchPlan(job.train.batch_size, job.train.tokens_per_batch)
+    return replace(plan, window=1) if job.stage == "align" else plan
 
 
 def planned_steps(stream: CorpusStream, plan: BatchPlan, prepare: Callable[[Row], Row], world: int) -> int:

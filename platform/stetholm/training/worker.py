@@ -28,7 +28,7 @@ from stetholm.training.lineage import write_lineage
 from stetholm.training.loop import Report, TrainingLoop
 from stetholm.training.metrics import Counted
 from stetholm.training.monitor import Monitor, monitor_for
-from stetholm.training.planning import epochs_to_plan, planned_steps, share_of
+from stetholm.training.planning import batch_plan, epochs_to_plan, planned_steps, share_of
 from stetholm.training.precision import frozen_dtype, to_training_precision
 from stetholm.training.ranks import rank, world_size
 from stetholm.training.references import references
@@ -59,7 +59,7 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> str | None:
     planned = _replan(job, progress, world)
     stream = _stream(job, in_stream, progress, world)
     rows = stream.rows if in_stream else partial(_prepared, stream, prepare)
-    plan = BatchPlan(job.train.batch_size, job.train.tokens_per_batch)
+    plan = batch_plan(job)
     if planned:
         progress.steps = progress.step + _steps(job, stream, plan, prepare, world, progress.step)
     if progress.step >= progress.steps:
