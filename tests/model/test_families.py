@@ -226,6 +226,7 @@ def test_targets_of_ones_own_are_kept_in_the_checkpoint(folders: dict[str, Path]
     assert adapted == {"q_proj", "down_proj"}
 
 
+@pytest.mark.long
 @needs_wheel
 def test_the_real_smollm2_in_its_chat_template_learns_answers_and_is_kept(tmp_path: Path) -> None:
     model, processor = build_model(ModelSettings(prompt_style="chat"), dtype=torch.bfloat16)

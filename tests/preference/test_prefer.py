@@ -56,6 +56,7 @@ def test_pairs_are_a_corpus_with_candidates_and_scores(storage, overrides, ray_c
     assert prefer(chosen, storage) == result  # from its record
 
 
+@pytest.mark.long
 def test_held_out_pairs_come_from_the_validation_split(storage, overrides, ray_cluster):
     corpus = storage.join("test-prefer", "three-splits")
     splits = {"train": rows(range(0, 2)), "val": rows(range(2, 4)), "test": rows(range(4, 5))}

@@ -68,6 +68,7 @@ def in_the_step(job: StageJob) -> dict[tuple[int, str], tuple[float, ...]]:
     return found
 
 
+@pytest.mark.long
 def test_ahead_is_what_the_step_would_score_and_is_kept(job, storage):
     with pytest.raises(UserError, match="is not there"):
         references(job, 2)

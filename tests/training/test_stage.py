@@ -56,6 +56,7 @@ def ledger_of(storage, result) -> Ledger:
     return Ledger.from_json(state["progress"]["ledger"])
 
 
+@pytest.mark.long
 def test_alignment_moves_the_encoder_and_sees_each_sample_once(storage, train):
     result = train("align", epochs=1)
     ledger = ledger_of(storage, result)
@@ -137,6 +138,7 @@ def test_dpo_without_anything_to_start_from(train):
         train("dpo", run_name="fresh")
 
 
+@pytest.mark.long
 def test_a_sample_longer_than_allowed_is_named(train):
     """And not tried again, as failures are."""
     with pytest.raises(ControllerError) as caught:

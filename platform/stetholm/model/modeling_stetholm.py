@@ -138,8 +138,7 @@ class StethoLMModel(StethoLMPreTrainedModel):
             input_ids: (N, T).
             input_features: (R, 64, 218), or
             audio_embeds: (R, prefix_tokens, d), what :meth:`encode_audio` made of them.
-            audio_index: which of these each recording of the prompts is, in their order; default: each its own.
-                So a recording that stands in several prompts is encoded once.
+            audio_index: which of these each recording of the prompts is, so none is encoded twice; default: its own.
 
         Raises:
             ValueError: the placeholders are not ``prefix_tokens`` a recording.
@@ -199,15 +198,11 @@ class StethoLMModel(StethoLMPreTrainedModel):
             raise ValueError(HOLD_THEIRS)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = positions(attention_mask)[:, -inputs_embeds.shape[1] :]
-        outputs: BaseModelOutputWithPast = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
+        known = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+        return cast(
+            BaseModelOutputWithPast,
+            self.language_model(**known, past_key_values=past_key_values, use_cache=use_cache, **kwargs),
         )
-        return outputs
 
 
 class StethoLMForConditionalGeneration(StethoLMPreTrainedModel, SharedPrompts, GenerationMixin):
