@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.published_model import PublishedModel
 from benchmarks.train.recipes import PublishedMdpo, PublishedSft
@@ -20,7 +18,7 @@ from stetholm.training.losses import mdpo_loss, mean_logps, response_lengths
 from stetholm.training.response_head import install_response_head
 from stetholm.training.trainers import reference_logps, score
 from tests.model.tiny import settle
-from tests.serving.tiny import tiny_tokenizer
+from tests.serving.tiny import save_tiny_llama
 
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
 
@@ -28,19 +26,7 @@ CLOSE = {"rtol": 0.0, "atol": 1e-4}
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
     """A language model that is small but not indifferent to what it reads."""
-    folder: Path = tmp_path_factory.mktemp("tiny-llama")
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=260,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        initializer_range=0.1,
-    )
-    LlamaForCausalLM(text).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), max_position_embeddings=1024, initializer_range=0.1)
     return ModelSettings(language_model=str(folder))
 
 

@@ -29,6 +29,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return prepare_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>"))
 
 
+def save_tiny_llama(folder: Path, **changes: Any) -> Path:
+    """A random Llama of some thousand weights with its tokenizer, for ``model.language_model``."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    text = LlamaConfig(**{**sizes, "num_attention_heads": 4, "max_position_embeddings": 512, **changes})
+    LlamaForCausalLM(text).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def tiny_model(seed: int = 0) -> tuple[Any, Any]:
     """Model and processor. The head is random enough that answers depend on the prompt and the recordings."""
     tokenizer = tiny_tokenizer()

@@ -44,8 +44,10 @@ def test_a_gradient_alone_is_enough():
 
 def follow(losses, margin=2.0, steps=20, history=()):
     divergence = Divergence(margin, steps, history)
+    step = 0
     for step, loss in enumerate(losses, start=1):
         divergence.check(step, loss, good=0, rate=1e-3)
+    return step
 
 
 def test_a_loss_far_above_its_best_for_long_ends_the_run():
@@ -54,12 +56,12 @@ def test_a_loss_far_above_its_best_for_long_ends_the_run():
 
 
 def test_a_peak_that_passes_does_not():
-    follow([1.0] * 10 + [9.0] * 15 + [1.0] * 30 + [9.0] * 15)
+    assert follow([1.0] * 10 + [9.0] * 15 + [1.0] * 30 + [9.0] * 15) == 70
 
 
 def test_nor_a_loss_that_stays_within_the_margin_or_a_margin_of_none():
-    follow([1.0] * 10 + [2.5] * 100)
-    follow([1.0] * 10 + [9.0] * 100, margin=None)
+    assert follow([1.0] * 10 + [2.5] * 100) == 110
+    assert follow([1.0] * 10 + [9.0] * 100, margin=None) == 110
 
 
 def test_a_run_that_goes_on_remembers_its_best():

@@ -129,8 +129,8 @@ def measure(job: StageJob, folder: Path) -> dict[str, float]:
     """Held-out numbers of the checkpoint ``folder``: see the module."""
     import torch
 
-    from stetholm.training.batches import BatchPlan
     from stetholm.training.collate import Collate
+    from stetholm.training.planning import batch_plan
     from stetholm.training.response_head import install_response_head
     from stetholm.training.worker import prepare_of, stage_model
 
@@ -141,7 +141,7 @@ def measure(job: StageJob, folder: Path) -> dict[str, float]:
     rows = (row | prepare(row) for row in _rows(job))
     score: Any = _pairs if job.stage == "dpo" else _responses
     with torch.no_grad():
-        batches = (_moved(collate(group), model.device) for group in _plan(job, BatchPlan).batches(rows))
+        batches = (_moved(collate(group), model.device) for group in batch_plan(job).batches(rows))
         parts = [score(model, batch, job.train) for batch in batches]
     return _together(parts)
 
@@ -175,10 +175,6 @@ def _rows(job: StageJob) -> Iterator[dict[str, Any]]:
     """The rows that are measured, in an order that the seed alone decides."""
     stream = stage_rows(job, SPLIT, augmentation="none", memory=READER_BYTES)
     return islice(stream.rows(), job.train.evaluate_samples)
-
-
-def _plan(job: StageJob, kind: Any) -> Any:
-    return kind(job.train.batch_size, job.train.tokens_per_batch)
 
 
 def _moved(batch: dict[str, Any], device: Any) -> dict[str, Any]:
