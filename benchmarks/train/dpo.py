@@ -11,7 +11,7 @@ from benchmarks.train.ours import train_ours
 from benchmarks.train.sft import against_recipe
 from benchmarks.train.sides import started
 from stetholm.settings import TrainSettings
-from stetholm.training.stage import worker_environment
+from stetholm.training.fit import worker_environment
 
 PAIRS = 8
 """A turn, on both sides."""

@@ -27,8 +27,8 @@ from benchmarks.train.sides import Turn, started
 from stetholm.model.dtype import fast_dtype
 from stetholm.model.language import EMBEDDED_LM, load_tokenizer
 from stetholm.settings import TrainSettings
+from stetholm.training.fit import worker_environment
 from stetholm.training.flops import device_peak, measured_peak
-from stetholm.training.stage import worker_environment
 
 ROUNDS = 7
 

@@ -21,7 +21,7 @@ from benchmarks.train.ours import train_ours
 from benchmarks.train.sides import Pace, Side, Turn, environment, in_turns, rounds_of, started
 from stetholm.ray_session import ray_session
 from stetholm.settings import TrainSettings
-from stetholm.training.stage import worker_environment
+from stetholm.training.fit import worker_environment
 
 BATCH, STEPS, ROUNDS = 16, 2, 11
 """Samples a step; steps a turn; turns of each side. Both make the same batches in the same order."""

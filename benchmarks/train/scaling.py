@@ -9,7 +9,7 @@ from benchmarks.report import Result, median_round
 from benchmarks.train.ours import train_ours
 from benchmarks.train.sides import Side, in_turns, started
 from stetholm.settings import TrainSettings
-from stetholm.training.stage import worker_environment
+from stetholm.training.fit import worker_environment
 
 BATCH, STEPS, ROUNDS = 8, 3, 8
 """Samples of one worker and step; steps a turn."""

@@ -11,7 +11,7 @@ from benchmarks.train.ours import train_ours
 from benchmarks.train.samples import COUNT
 from benchmarks.train.sides import Side, Turn, in_turns, started
 from stetholm.settings import TrainSettings
-from stetholm.training.stage import worker_environment
+from stetholm.training.fit import worker_environment
 
 STEPS = 2
 """Of a turn."""

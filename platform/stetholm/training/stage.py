@@ -12,14 +12,12 @@ from stetholm.settings import DpoSettings, Settings, StageName
 from stetholm.storage import Storage
 from stetholm.training.checkpoints import Found
 from stetholm.training.ending import complete_curves
-from stetholm.training.fit import fit, worker_environment
+from stetholm.training.fit import fit
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import STATE_FOLDER, Lineage, code_version
 from stetholm.training.rows import require_rows
 from stetholm.training.trackers import require_trackers
 from stetholm.training.validation import require_validation
-
-__all__ = ["train_stage", "worker_environment"]
 
 
 def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[str, Any]:
@@ -27,9 +25,9 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
 
     Returns:
         ``output`` (URI of the last checkpoint, or of the best where checkpoints are evaluated), ``best`` (of the one
-        with the lowest loss), ``steps``, ``loss_first``,
-        ``loss_last``, ``samples``, ``samples_per_second``, ``data_wait`` (the share of the steps' time in which
-        training waited for data) and ``data_start_seconds`` (how long the first batch took).
+        with the lowest loss), ``steps``, ``loss_first``, ``loss_last``, ``samples``, ``samples_per_second``,
+        ``data_wait`` (the share of the steps' time in which training waited for data) and ``data_start_seconds`` (how
+        long the first batch took).
 
     Raises:
         UserError: no corpus, no pairs, no checkpoint to start from, or the run was made from others.
