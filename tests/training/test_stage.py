@@ -56,7 +56,6 @@ def ledger_of(storage, result) -> Ledger:
     return Ledger.from_json(state["progress"]["ledger"])
 
 
-@pytest.mark.long
 def test_alignment_moves_the_encoder_and_sees_each_sample_once(storage, train):
     result = train("align", epochs=1)
     ledger = ledger_of(storage, result)
@@ -86,6 +85,7 @@ def test_sft_starts_from_alignment_and_can_be_prolonged(storage, train):
 
 @pytest.mark.long
 def test_dpo_trains_projector_and_its_own_adapter_only(storage, train, tmp_path):
+    train("sft", epochs=2)  # done already, unless this test runs alone
     result = train("dpo", epochs=1)
     assert result["samples"] == 3
     files = {}
