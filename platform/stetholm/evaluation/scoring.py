@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from stetholm.corpus.labels import label_match, status
 from stetholm.evaluation.examples import Example
-from stetholm.evaluation.labels import label_match, status
 from stetholm.evaluation.metrics import Scorer, mean, rouge1
 
 BINARY_TASK = "Classification"

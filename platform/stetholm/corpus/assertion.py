@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from stetholm.evaluation.ontology import Mention, normalise, ontology
+from stetholm.corpus.ontology import Mention, normalise, ontology
 
 State = Literal["asserted", "negated", "possible", "alternative"]
 """possible: only may be so ("could be asthma"); alternative: named as the less likely one."""

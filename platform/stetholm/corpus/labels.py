@@ -13,8 +13,8 @@ from collections import defaultdict
 from functools import lru_cache
 from typing import Literal
 
-from stetholm.evaluation.assertion import BOTH, Assertion, assertions
-from stetholm.evaluation.ontology import Kind, ontology
+from stetholm.corpus.assertion import BOTH, Assertion, assertions
+from stetholm.corpus.ontology import Kind, ontology
 
 DECISIVE: tuple[Kind, ...] = ("diagnosis", "finding", "status")
 """Kinds of label from the most to the least specific."""

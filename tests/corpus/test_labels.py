@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stetholm.corpus.labels import findings, findings_by_recording, label_match, status
+from stetholm.corpus.ontology import normalise, ontology
 from stetholm.corpus.templates import WORDINGS, Case, comparison, response
-from stetholm.evaluation.labels import findings, findings_by_recording, label_match, status
-from stetholm.evaluation.ontology import normalise, ontology
 from stetholm.settings import Task
 
 SITES = {"heart": "mitral area", "lung": "posterior left chest"}
