@@ -31,7 +31,7 @@ from stetholm.model import (
 from stetholm.model.checkpoint import load_own_weights
 from stetholm.model.fresh import assemble, build_processor
 from stetholm.model.language import prepare_tokenizer
-from stetholm.settings.sections import LoraSettings, StorageSettings
+from stetholm.settings import LoraSettings, StorageSettings
 from tests.model.test_modeling import examples
 from tests.model.tiny import (
     TEXT_CONFIGS,

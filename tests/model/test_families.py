@@ -13,7 +13,7 @@ from stetholm.errors import UserError
 from stetholm.model import build_model, load_checkpoint, merge_lora, save_checkpoint, set_trainable
 from stetholm.model.language import load_tokenizer
 from stetholm.model.processing_stetholm import StethoLMProcessor
-from stetholm.settings.sections import LoraSettings, ModelSettings
+from stetholm.settings import LoraSettings, ModelSettings
 from tests.model.families import FAMILIES, family_base, family_tokenizer
 from tests.model.test_checkpoint import same
 from tests.model.test_generation import generate, rows

@@ -12,7 +12,7 @@ from stetholm.errors import UserError
 from stetholm.model import build_model, load_checkpoint, save_checkpoint
 from stetholm.model.fresh import assemble
 from stetholm.model.language import embedded_folder, load_language_model, load_tokenizer
-from stetholm.settings.sections import ModelSettings
+from stetholm.settings import ModelSettings
 from tests.model.test_generation import generate, rows
 from tests.model.tiny import tiny_base, tiny_encoder_config, tiny_settings, tiny_tokenizer
 

@@ -8,7 +8,7 @@ import torch
 from stetholm.errors import UserError
 from stetholm.model import add_lora, merge_lora, reference, set_trainable
 from stetholm.model.lora import inject_lora
-from stetholm.settings.sections import LoraSettings
+from stetholm.settings import LoraSettings
 from tests.model.test_modeling import examples
 from tests.model.tiny import lively, tiny_model
 

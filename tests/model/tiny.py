@@ -20,7 +20,7 @@ from transformers import (
 from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor
 from stetholm.model.fresh import assemble, build_processor
 from stetholm.model.language import load_language_model, load_tokenizer
-from stetholm.settings.sections import LoraSettings, ModelSettings
+from stetholm.settings import LoraSettings, ModelSettings
 
 TEXT = "Is this heart sound normal or abnormal? The lung sounds show wheezes and crackles. This is a recording of."
 TEMPLATE = (

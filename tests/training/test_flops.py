@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from stetholm.model.lora import add_lora, reference, set_trainable
-from stetholm.settings.sections import LoraSettings
+from stetholm.settings import LoraSettings
 from stetholm.training.flops import Costs, measured_peak, step_costs
 from stetholm.training.metrics import Counts, count
 from stetholm.training.response_head import install_response_head

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from stetholm.model.lora import add_lora, set_trainable
-from stetholm.settings import AlignSettings, DpoSettings, LoraSettings, SftSettings
-from stetholm.settings.sections import DpoLoss
+from stetholm.settings import AlignSettings, DpoLoss, DpoSettings, LoraSettings, SftSettings
 from stetholm.training.arguments import trainer_arguments
 from stetholm.training.collate import Collate, Prepare, answers_of
 from stetholm.training.losses import mdpo_loss, mean_logps, response_lengths

@@ -17,7 +17,7 @@ from stetholm.model.language import AUDIO_TOKEN, load_language_model, load_token
 from stetholm.model.lora import add_lora
 from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration
 from stetholm.model.processing_stetholm import StethoLMProcessor
-from stetholm.settings.sections import ModelSettings
+from stetholm.settings import ModelSettings
 
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 """What some language models multiply or divide their logits by, after the head."""

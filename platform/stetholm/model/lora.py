@@ -19,7 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from stetholm.errors import UserError
-from stetholm.settings.sections import LoraSettings
+from stetholm.settings import LoraSettings
 
 if TYPE_CHECKING:
     from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration, StethoLMModel

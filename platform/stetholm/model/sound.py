@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stetholm.audio.decode import AudioError, decode
 from stetholm.audio.features import SAMPLE_RATE, log_mel
 from stetholm.audio.resample import resample
-from stetholm.settings.sections import AudioSettings
+from stetholm.settings import AudioSettings
 
 
 def clip_features(recording: Any, rate: int | None) -> NDArray[np.float32]:

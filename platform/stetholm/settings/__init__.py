@@ -1,32 +1,21 @@
 """The settings tree and how it is read: ``load_settings(config, overrides)``."""
 
+from stetholm.settings.base import EMBEDDED, Section, StageName, Task
+from stetholm.settings.data import AudioSettings, CorpusSettings, RunSettings, StorageSettings, SyntheticSettings
+from stetholm.settings.judging import EvaluateSettings, ExplainSettings, PreferSettings
 from stetholm.settings.load import SettingsError, load_settings
-from stetholm.settings.sections import (
-    EMBEDDED,
+from stetholm.settings.models import ExportSettings, ImportSettings, LoraSettings, ModelSettings
+from stetholm.settings.serving import ServeSettings
+from stetholm.settings.stages import (
     AlignSettings,
-    AudioSettings,
     Augmentation,
-    CorpusSettings,
+    DpoLoss,
     DpoSettings,
-    EvaluateSettings,
-    ExplainSettings,
-    ExportSettings,
-    ImportSettings,
-    LoraSettings,
-    ModelSettings,
-    PreferSettings,
-    RunSettings,
-    Section,
-    ServeSettings,
-    Settings,
     SftSettings,
-    StageName,
-    StorageSettings,
-    SyntheticSettings,
-    Task,
     TrackerName,
     TrainSettings,
 )
+from stetholm.settings.tree import Settings
 
 __all__ = [
     "EMBEDDED",
@@ -34,6 +23,7 @@ __all__ = [
     "AudioSettings",
     "Augmentation",
     "CorpusSettings",
+    "DpoLoss",
     "DpoSettings",
     "EvaluateSettings",
     "ExplainSettings",

@@ -19,7 +19,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from stetholm.errors import UserError
-from stetholm.settings.sections import EMBEDDED, Settings
+from stetholm.settings.base import EMBEDDED
+from stetholm.settings.tree import Settings
 
 DEFAULT_CONFIG = "cluster.yaml"
 """Read from the current directory when no file is named and it is there."""

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from stetholm.model import StethoLMForConditionalGeneration, StethoLMProcessor, load_checkpoint
 from stetholm.model.importing import ImportReport, import_weights
-from stetholm.settings.sections import LoraSettings
+from stetholm.settings import LoraSettings
 from tests.model.importing.published import ALPHA, PREFIX, Encoder, Published, enliven, spectrograms, tiny_medgemma
 from tests.model.tiny import TEXT_CONFIGS, tiny_settings, tiny_tokenizer
 

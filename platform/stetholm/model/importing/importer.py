@@ -20,7 +20,7 @@ from stetholm.model.language import load_language_model, load_tokenizer
 from stetholm.model.loading import is_own
 from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration
 from stetholm.model.skeleton import empty_language_model
-from stetholm.settings.sections import ModelSettings
+from stetholm.settings import ModelSettings
 
 
 def import_weights(
