@@ -10,6 +10,7 @@ from stetholm.settings.base import Section, StageName
 from stetholm.settings.data import AudioSettings, CorpusSettings, RunSettings, StorageSettings
 from stetholm.settings.judging import EvaluateSettings, ExplainSettings, PreferSettings
 from stetholm.settings.models import ExportSettings, ImportSettings, ModelSettings
+from stetholm.settings.probe import ProbeSettings
 from stetholm.settings.serving import ServeSettings
 from stetholm.settings.stages import AlignSettings, DpoSettings, SftSettings, TrainSettings
 
@@ -29,6 +30,7 @@ class Settings(Section):
     prefer: PreferSettings = PreferSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     explain: ExplainSettings = ExplainSettings()
+    probe: ProbeSettings = ProbeSettings()
     import_weights: ImportSettings = ImportSettings()
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
