@@ -5,6 +5,7 @@ from stetholm.settings.data import AudioSettings, CorpusSettings, RunSettings, S
 from stetholm.settings.judging import EvaluateSettings, ExplainSettings, PreferSettings
 from stetholm.settings.load import SettingsError, load_settings
 from stetholm.settings.models import ExportSettings, ImportSettings, LoraSettings, ModelSettings
+from stetholm.settings.planning import PlanSettings
 from stetholm.settings.probe import ProbeSettings
 from stetholm.settings.serving import ServeSettings
 from stetholm.settings.stages import (
@@ -32,6 +33,7 @@ __all__ = [
     "ImportSettings",
     "LoraSettings",
     "ModelSettings",
+    "PlanSettings",
     "PreferSettings",
     "ProbeSettings",
     "RunSettings",

@@ -10,6 +10,7 @@ from stetholm.settings.base import Section, StageName
 from stetholm.settings.data import AudioSettings, CorpusSettings, RunSettings, StorageSettings
 from stetholm.settings.judging import EvaluateSettings, ExplainSettings, PreferSettings
 from stetholm.settings.models import ExportSettings, ImportSettings, ModelSettings
+from stetholm.settings.planning import PlanSettings
 from stetholm.settings.probe import ProbeSettings
 from stetholm.settings.serving import ServeSettings
 from stetholm.settings.stages import AlignSettings, DpoSettings, SftSettings, TrainSettings
@@ -34,6 +35,7 @@ class Settings(Section):
     import_weights: ImportSettings = ImportSettings()
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
+    plan: PlanSettings = PlanSettings()
 
     def stage(self, name: StageName) -> TrainSettings:
         """Settings of one stage: its own explicit keys, then explicit ``train`` keys, then its defaults.
