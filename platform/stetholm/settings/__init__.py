@@ -2,7 +2,8 @@
 
 from stetholm.settings.base import EMBEDDED, Section, StageName, Task
 from stetholm.settings.data import AudioSettings, CorpusSettings, RunSettings, StorageSettings, SyntheticSettings
-from stetholm.settings.judging import EvaluateSettings, ExplainSettings, PreferSettings
+from stetholm.settings.engine import EngineKind, EngineSettings
+from stetholm.settings.judging import EvaluateSettings, ExplainSettings, JudgeSettings, PreferSettings
 from stetholm.settings.load import SettingsError, load_settings
 from stetholm.settings.models import ExportSettings, ImportSettings, LoraSettings, ModelSettings
 from stetholm.settings.planning import PlanSettings
@@ -27,10 +28,13 @@ __all__ = [
     "CorpusSettings",
     "DpoLoss",
     "DpoSettings",
+    "EngineKind",
+    "EngineSettings",
     "EvaluateSettings",
     "ExplainSettings",
     "ExportSettings",
     "ImportSettings",
+    "JudgeSettings",
     "LoraSettings",
     "ModelSettings",
     "PlanSettings",

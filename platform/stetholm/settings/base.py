@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,3 +27,6 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    plain_key: ClassVar[str | None] = None
+    """The key that a plain value in the place of the whole section stands for."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stetholm.settings.base import Section
+from stetholm.settings.base import Section, Task
+from stetholm.settings.endpoint import EndpointSettings
+from stetholm.settings.engine import EngineKind
 
 
 class PreferSettings(Section):
@@ -19,19 +21,66 @@ class PreferSettings(Section):
     temperatures: list[float] = Field([0.7, 0.85, 1.0, 1.15, 1.3])
     max_new_tokens: int = Field(64, ge=1)
     scorer: str = "minilm"
+    engine: EngineKind = "auto"
+    """What generates: transformers, vllm, or auto (docs/engines.md). Its limits: ``engine.*``."""
+    min_replicas: int | None = Field(None, ge=1)
+    """Engines of the actor pool at least. Default: max_replicas, so that the pool does not change."""
+    max_replicas: int | None = Field(None, ge=1)
+    """Engines of the actor pool at most. Default: as many as fit the cluster."""
+
+
+class JudgeSettings(EndpointSettings):
+    """Who says whether an answer is clinically right; ``evaluate.judge=<model>`` is short for ``judge.model``.
+
+    With ``base_url`` an OpenAI-compatible endpoint, without it a language model that runs here.
+    """
+
+    plain_key: ClassVar[str | None] = "model"
+
+    model: str | None = None
+    """As the endpoint names it, or a hub id, a folder, an s3:// URI, ``smollm2-135m``. None: no judge."""
+    prompt: str | None = None
+    """A file with a prompt of one's own; default: evaluation/judge_prompt.txt of the package."""
+    retries: int = Field(2, ge=0, le=10)
+    """How often an answer that is not in the format is asked for again; then it counts as unjudged."""
+    max_new_tokens: int = Field(200, ge=16)
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    controls: bool = True
+    """Judge the control rows' answers too."""
+    batch_size: int = Field(8, ge=1)
+    """Questions that one local model answers together."""
 
 
 class EvaluateSettings(Section):
     """Generation over a split and the table made of it."""
 
     split: str = "test"
+    tasks: list[Task] | None = Field(None, min_length=1)
+    """Only these. Default: all that the split has."""
     max_examples: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=1)
     max_new_tokens: int = Field(64, ge=1)
     controls: bool = True
+    """Ask with the audio withheld and with another recording's, too."""
+    untouched: bool = True
+    """With the controls: ask the checkpoint's language model as it was before training, without audio."""
     scorer: str = "minilm"
-    judge: str | None = None
-    gate: dict[str, float] | None = None
+    engine: EngineKind = "auto"
+    """What generates: transformers, vllm, or auto (docs/engines.md). Its limits: ``engine.*``."""
+    min_replicas: int | None = Field(None, ge=1)
+    """Engines of the actor pool at least. Default: max_replicas, so that the pool does not change."""
+    max_replicas: int | None = Field(None, ge=1)
+    """Engines of the actor pool at most. Default: as many as fit the cluster."""
+    judge: JudgeSettings = JudgeSettings()
+    draws: int = Field(2000, ge=100)
+    """Of the bootstrap over patients."""
+    compare_to: str | None = None
+    """An earlier evaluation's URI, or a checkpoint's that has been evaluated: paired differences from it."""
+    gate: dict[str, float | str] | None = None
+    """Least label accuracies by task, ``overall`` or ``binary``, and ``margin``, ``max_drop``, ``serving``,
+    ``metric``: see :mod:`stetholm.evaluation.gate`."""
+    allow_seen_patients: bool = False
+    """Evaluate although the checkpoint was trained on patients of the split."""
 
 
 class ExplainSettings(Section):

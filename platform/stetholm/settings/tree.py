@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from stetholm.settings.base import Section, StageName
 from stetholm.settings.data import AudioSettings, CorpusSettings, RunSettings, StorageSettings
+from stetholm.settings.engine import EngineSettings
 from stetholm.settings.judging import EvaluateSettings, ExplainSettings, PreferSettings
 from stetholm.settings.models import ExportSettings, ImportSettings, ModelSettings
 from stetholm.settings.planning import PlanSettings
@@ -34,6 +35,7 @@ class Settings(Section):
     probe: ProbeSettings = ProbeSettings()
     import_weights: ImportSettings = ImportSettings()
     export: ExportSettings = ExportSettings()
+    engine: EngineSettings = EngineSettings()
     serve: ServeSettings = ServeSettings()
     plan: PlanSettings = PlanSettings()
 
