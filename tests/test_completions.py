@@ -66,6 +66,7 @@ def test_a_timeout_is_tried_again_and_one_prompt_without_an_answer_does_not_end_
         found = run(settings(server.url, timeout_s=0.3, attempts=2, concurrency=1), ["a", "slow", "b"])
     assert found[0] == found[2] == "x"
     assert isinstance(found[1], NotAnswered) and "no answer within 0.3 s (2 attempts)" in str(found[1])
+    assert not found[1].refused
 
 
 def test_a_pause_that_the_endpoint_asks_for_holds_for_all():
@@ -120,6 +121,7 @@ def test_a_refused_prompt_or_an_empty_answer_concerns_that_prompt_alone():
     with endpoint(answer) as server:
         found = run(settings(server.url), ["a", "bad", "empty"])
     assert found[0] == "x" and "too long" in str(found[1]) and "empty answer" in str(found[2])
+    assert found[1].refused and found[2].refused
 
 
 def test_what_was_done_before_the_endpoint_failed_has_been_reported():

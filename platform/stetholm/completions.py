@@ -54,7 +54,15 @@ class EndpointError(UserError):
 
 
 class NotAnswered(Exception):
-    """One prompt has got no answer; the message says why."""
+    """One prompt has got no answer; the message says why.
+
+    ``refused``: the endpoint has answered, but without a text (or will not answer this prompt): asking again is no use,
+    and may be paid for.
+    """
+
+    def __init__(self, reason: str, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
 
 
 class _Fault(Exception):
@@ -201,7 +209,7 @@ class Completions:
             raise self._error(said, f"set the environment variable {self.settings.key_variable} to a key that it takes")
         if status in (404, 405) or 300 <= status < 400:
             raise self._error(said, f"see that base_url and model ({self.settings.model}) are right")
-        raise NotAnswered(said)
+        raise NotAnswered(said, refused=True)
 
 
 def parse(data: bytes, content_type: str = "") -> Completion:
@@ -222,7 +230,7 @@ def parse(data: bytes, content_type: str = "") -> Completion:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise _Fault(f"no chat completion ({_short(_text(data)) or 'empty'})") from None
     if not isinstance(text, str) or not text.strip():
-        raise NotAnswered(f"an empty answer (finish_reason {reason})")
+        raise NotAnswered(f"an empty answer (finish_reason {reason})", refused=True)
     return Completion(text, reason, *tokens)
 
 
