@@ -58,7 +58,7 @@ def make_corpus(storage: Storage, uri: str) -> str:
     return uri
 
 
-def make_checkpoint(storage: Storage, uri: str, folder: Path) -> str:
+def make_checkpoint(storage: Storage, uri: str, folder: Path, head_dim: int = 8) -> str:
     """A checkpoint of random weights."""
-    storage.upload_dir(save_tiny(folder), uri)
+    storage.upload_dir(save_tiny(folder, head_dim=head_dim), uri)
     return uri

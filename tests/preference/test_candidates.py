@@ -47,3 +47,9 @@ def test_ties_and_empty_answers_make_no_pair(candidates, scores):
 def test_scores_are_dealt_to_their_candidates():
     found = gather([EXAMPLE, EXAMPLE], [["a", "b"], ["c"]], [0.1, 0.2, 0.3])
     assert [one.scores for one in found] == [(0.1, 0.2), (0.3,)]
+
+
+def test_candidates_without_a_score_are_left_out_of_the_pair():
+    assert Scored(EXAMPLE, ("a", "b", "c"), (None, 0.2, 0.9)).pair() == ("c", "b")
+    assert Scored(EXAMPLE, ("a", "b"), (None, 0.2)).pair() is None
+    assert Scored(EXAMPLE, ("a", "b"), (None, None)).pair() is None

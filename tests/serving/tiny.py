@@ -39,8 +39,11 @@ def save_tiny_llama(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def tiny_model(seed: int = 0) -> tuple[Any, Any]:
-    """Model and processor. The head is random enough that answers depend on the prompt and the recordings."""
+def tiny_model(seed: int = 0, head_dim: int = 8) -> tuple[Any, Any]:
+    """Model and processor. The head is random enough that answers depend on the prompt and the recordings.
+
+    ``head_dim``: of an attention head; vLLM's kernels know 32 and more.
+    """
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
     text = LlamaConfig(
@@ -49,6 +52,7 @@ def tiny_model(seed: int = 0) -> tuple[Any, Any]:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
+        head_dim=head_dim,
         max_position_embeddings=CONTEXT,
         initializer_range=0.3,
         tie_word_embeddings=False,
@@ -62,7 +66,7 @@ def tiny_model(seed: int = 0) -> tuple[Any, Any]:
     return model, build_processor(tokenizer, model.config)
 
 
-def save_tiny(folder: Path, seed: int = 0) -> Path:
+def save_tiny(folder: Path, seed: int = 0, head_dim: int = 8) -> Path:
     """A checkpoint folder."""
-    save_checkpoint(*tiny_model(seed), folder)
+    save_checkpoint(*tiny_model(seed, head_dim), folder)
     return folder

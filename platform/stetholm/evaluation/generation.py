@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -31,11 +31,15 @@ from stetholm.corpus.stream import CorpusStream, read_features
 from stetholm.evaluation.examples import Example
 from stetholm.progress import Progress
 from stetholm.serving.engine import Request, Sampling
-from stetholm.serving.load import load_engine
+from stetholm.serving.load import choose_engine, load_engine
+from stetholm.settings import EngineKind, EngineSettings
 from stetholm.storage import Storage
 
 FLUSH_SECONDS = 20.0
 """How much work a killed job loses at most."""
+
+CALLS_TOGETHER = 4
+"""How many times the answers that vLLM computes together go into one call."""
 
 Features = Mapping[str, "ray.ObjectRef[np.ndarray]"]
 """Recording id -> its log-mel (64, 218) in the object store."""
@@ -76,11 +80,26 @@ class Pool:
     use_gpu: bool = False
     max_batch: int = 32
     """Answers that one engine makes together."""
+    engine: EngineKind = "auto"
+    limits: EngineSettings = field(default_factory=EngineSettings)
+    min_replicas: int | None = None
+    """Engines at least; None: as many as at most, so that the pool does not change."""
+    max_replicas: int | None = None
+    """Engines at most; None: as many as fit the cluster."""
+
+    @property
+    def kind(self) -> EngineKind:
+        """``transformers`` or ``vllm``."""
+        return choose_engine(self.engine, self.use_gpu)
 
     def size(self, questions: int, answers: int) -> tuple[int, int]:
-        """Engines, and questions a call, for what the cluster has free."""
-        per_call = max(1, self.max_batch // max(1, math.ceil(answers / max(questions, 1))))
-        return max(1, min(self._places(), math.ceil(questions / per_call))), per_call
+        """Engines at most, and questions a call, for what the cluster has free."""
+        together = self.max_batch
+        if self.kind == "vllm":  # it keeps its batch full as long as there is more: few calls, few ends
+            together = CALLS_TOGETHER * self.limits.max_num_seqs
+        per_call = max(1, together // max(1, math.ceil(answers / max(questions, 1))))
+        most = max(1, min(self.max_replicas or self._places(), math.ceil(questions / per_call)))
+        return most, per_call
 
     def _places(self) -> int:
         """Engines that fit. On one machine Ray's CPUs may be more than its cores, which an engine needs for itself."""
@@ -99,7 +118,9 @@ class Answerer:
         if not pool.use_gpu:
             torch.set_num_threads(1)
         device = "cuda" if pool.use_gpu else "cpu"
-        self._engine = load_engine(pool.checkpoint, pool.storage, device=device, max_batch=pool.max_batch)
+        self._engine = load_engine(
+            pool.checkpoint, pool.storage, pool.kind, device=device, max_batch=pool.max_batch, settings=pool.limits
+        )
         self._features = features
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -110,6 +131,11 @@ class Answerer:
         texts = pa.array([[one.text.strip() for one in answer] for answer in answers], pa.list_(pa.string()))
         tokens = pa.array([sum(one.completion_tokens for one in answer) for answer in answers], pa.int64())
         return pa.table({"key": batch["key"], "texts": texts, "tokens": tokens})
+
+    def __del__(self) -> None:
+        """Ray calls this when the pool is done with its member."""
+        if hasattr(self, "_engine"):
+            self._engine.close()
 
     def _requests(self, questions: Sequence[Question]) -> list[Request]:
         """One request an answer; those of a question share one array, so that an engine can encode it once."""
@@ -253,14 +279,14 @@ def _generate(todo: Sequence[Question], features: Features, pool: Pool) -> Itera
     """Tables of answers as the actors make them."""
     if not todo:
         return
-    engines, per_call = pool.size(len(todo), sum(len(question.samplings) for question in todo))
+    most, per_call = pool.size(len(todo), sum(len(question.samplings) for question in todo))
     rows = [{"key": question.key, "question": question.to_json()} for question in todo]
     dataset = ray.data.from_items(rows, override_num_blocks=math.ceil(len(rows) / per_call)).map_batches(
         Answerer,
         fn_constructor_args=(pool, dict(features)),
         batch_size=per_call,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=engines),
+        compute=ActorPoolStrategy(min_size=min(pool.min_replicas or most, most), max_size=most),
         num_cpus=0 if pool.use_gpu else 1,
         num_gpus=1 if pool.use_gpu else 0,
     )

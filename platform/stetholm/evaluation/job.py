@@ -13,7 +13,7 @@ from stetholm.evaluation.generation import Answers, AnswerStore, Pool, Question,
 from stetholm.progress import Progress
 from stetholm.ray_session import ray_session
 from stetholm.runs import digest, finished, record, run_uri
-from stetholm.settings import Settings
+from stetholm.settings import EvaluateSettings, PreferSettings, Settings
 from stetholm.storage import Storage
 
 
@@ -96,7 +96,21 @@ class GenerationJob:
         with Progress(f"{self.name}: features", recordings, "recordings") as progress:
             ids = [example.sample_id for example in everything]
             features = feature_refs(self.storage, self.corpus, self.split, examples, ids, progress)
-        pool = Pool(self.checkpoint, self.storage, self.settings.train.use_gpu, max_batch)
+        pool = self._pool(max_batch)
         distinct = len({question.key for question in questions})
         with Progress(f"{self.name}: answers", distinct, what) as progress:
             return answer_all(questions, features, pool, self.answers, progress)
+
+    def _pool(self, max_batch: int) -> Pool:
+        """Engines as the job's own section of the settings wants them."""
+        own: PreferSettings | EvaluateSettings = getattr(self.settings, self.name)
+        return Pool(
+            self.checkpoint,
+            self.storage,
+            self.settings.train.use_gpu,
+            max_batch,
+            own.engine,
+            self.settings.engine,
+            own.min_replicas,
+            own.max_replicas,
+        )

@@ -22,18 +22,20 @@ SAME_SCORE = 1e-6
 
 @dataclass(frozen=True)
 class Scored:
-    """An example's candidates with their scores."""
+    """An example's candidates with their scores; None: the scorer had none for it."""
 
     example: Example
     candidates: tuple[str, ...]
-    scores: tuple[float, ...]
+    scores: tuple[float | None, ...]
 
     def pair(self) -> tuple[str, str] | None:
-        """Chosen and rejected text; None where the candidates tie or the best is empty."""
-        best = max(range(len(self.scores)), key=lambda index: self.scores[index])
-        worst = min(range(len(self.scores)), key=lambda index: self.scores[index])
+        """Chosen and rejected text; None where the candidates tie, fewer than two have scores or the best is empty."""
+        known = {place: score for place, score in enumerate(self.scores) if score is not None}
+        if not known:
+            return None
+        best, worst = (pick(known, key=lambda place: known[place]) for pick in (max, min))
         chosen, rejected = self.candidates[best], self.candidates[worst]
-        tie = chosen == rejected or self.scores[best] - self.scores[worst] < SAME_SCORE
+        tie = chosen == rejected or known[best] - known[worst] < SAME_SCORE
         return None if tie or not chosen else (chosen, rejected)
 
 
@@ -61,7 +63,7 @@ def question(example: Example, settings: PreferSettings, seed: int) -> Question:
     return Question(example.instruction, example.dataset, example.recording_ids, drawn)
 
 
-def gather(examples: Sequence[Example], texts: Sequence[Sequence[str]], scores: Sequence[float]) -> list[Scored]:
+def gather(examples: Sequence[Example], texts: Sequence[Sequence[str]], scores: Sequence[float | None]) -> list[Scored]:
     """Examples with their candidates; ``scores`` runs over all candidates in order."""
     remaining = iter(scores)
     return [

@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from stetholm.corpus.shards import SCHEMA, write_corpus
 from stetholm.errors import UserError
-from stetholm.evaluation.examples import Example, choose, read_examples, read_rows
+from stetholm.evaluation.examples import choose, read_examples, read_rows
 from stetholm.evaluation.generation import Answers, write_parquet
 from stetholm.evaluation.job import GenerationJob
-from stetholm.evaluation.metrics import BertScorer, Scorer
 from stetholm.preference.candidates import Scored, gather, question
+from stetholm.preference.scorers import JUDGE, CandidateScorer, scorer_of
 from stetholm.runs import corpus_uri, require_checkpoint
 from stetholm.settings import Settings
 from stetholm.storage import Storage
@@ -28,6 +28,9 @@ from stetholm.storage import Storage
 JOB = "prefer"
 SPLIT = "train"
 HELD_OUT = "val"
+
+HOW_MADE = {"engine", "min_replicas", "max_replicas"}
+"""Settings that do not make a finished job another one."""
 
 PAIR_COLUMNS = (
     pa.field("chosen", pa.string(), nullable=False),
@@ -50,9 +53,11 @@ def prefer(settings: Settings, storage: Storage) -> dict[str, Any]:
     """
     _check(settings)
     checkpoint = require_checkpoint(settings, storage, before="dpo")  # also when mDPO has been done since
-    chosen = settings.prefer.model_dump()
+    chosen = settings.prefer.model_dump(exclude=HOW_MADE)
     if not settings.prefer.val_pairs:  # as runs have it that were done before there was such a setting
         del chosen["val_pairs"]
+    if settings.prefer.scorer == JUDGE:
+        chosen["judge"] = scorer_of(settings, storage).name
     job = GenerationJob(JOB, settings, storage, checkpoint, corpus_uri(settings, storage), SPLIT, chosen)
     return job.once(lambda: _run(job))
 
@@ -67,7 +72,7 @@ def _check(settings: Settings) -> None:
 
 def _run(job: GenerationJob) -> dict[str, Any]:
     settings, storage = job.settings, job.storage
-    scorer = BertScorer(settings.prefer.scorer)
+    scorer = scorer_of(settings, storage)
     scored = {SPLIT: _candidates(job, settings.prefer.pairs, scorer)}
     if settings.prefer.val_pairs:
         scored[HELD_OUT] = _candidates(replace(job, split=HELD_OUT), settings.prefer.val_pairs, scorer)
@@ -109,21 +114,15 @@ class _Made(NamedTuple):
     answers: Answers
 
 
-def _candidates(job: GenerationJob, count: int, scorer: Scorer) -> _Made:
+def _candidates(job: GenerationJob, count: int, scorer: CandidateScorer) -> _Made:
     """Candidates for ``count`` examples of the job's split."""
     settings = job.settings
     everything = read_examples(job.storage, job.corpus, job.split)
     examples = choose(everything, count, settings.run.seed)
     questions = [question(example, settings.prefer, settings.run.seed) for example in examples]
     answers = job.ask(questions, examples, everything, "examples")
-    return _Made(_score(examples, [answers.of(asked) for asked in questions], scorer), answers)
-
-
-def _score(examples: Sequence[Example], texts: Sequence[Sequence[str]], scorer: Scorer) -> list[Scored]:
-    """BERTScore F1 of every candidate against its example's reference."""
-    candidates = [text for answers in texts for text in answers]
-    references = [example.response for example, answers in zip(examples, texts, strict=True) for _ in answers]
-    return gather(examples, texts, scorer(candidates, references))
+    texts = [answers.of(asked) for asked in questions]
+    return _Made(gather(examples, texts, scorer.score(examples, texts)), answers)
 
 
 def _pair_rows(storage: Storage, corpus: str, split: str, pairs: dict[str, Scored]) -> Iterator[dict[str, Any]]:

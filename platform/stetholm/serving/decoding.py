@@ -34,6 +34,15 @@ def keep_top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     return scores.index_fill(0, order[drop], float("-inf"))
 
 
+def perturb(scores: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+    """Scores (vocabulary,) whose argmax is a draw: logits / temperature in the nucleus, plus Gumbel noise."""
+    scores = scores.double() / max(sampling.temperature, MIN_TEMPERATURE)
+    if sampling.top_p < 1:
+        scores = keep_top_p(scores, sampling.top_p)
+    # -log of an exponential variate is a Gumbel variate.
+    return scores - torch.empty_like(scores).exponential_(generator=generator).log()
+
+
 class RowSampler(LogitsProcessor):
     """Turns ``generate``'s argmax into sampling, row by row, by the Gumbel-max trick.
 
@@ -58,17 +67,8 @@ class RowSampler(LogitsProcessor):
         for row, generator in self._rows:
             if not row.done:
                 place = self._places[id(row)]
-                scores[place] = self._perturb(scores[place], row.prompt.request.sampling, generator)
+                scores[place] = perturb(scores[place], row.prompt.request.sampling, generator)
         return scores
-
-    @staticmethod
-    def _perturb(scores: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
-        temperature = max(sampling.temperature, MIN_TEMPERATURE)
-        scores = scores.double() / temperature
-        if sampling.top_p < 1:
-            scores = keep_top_p(scores, sampling.top_p)
-        # -log of an exponential variate is a Gumbel variate.
-        return scores - torch.empty_like(scores).exponential_(generator=generator).log()
 
 
 class RowStop(StoppingCriteria):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +41,15 @@ def encode_recordings(model: Any, prompts: list[Prompt]) -> None:
     todo = [prompt for prompt in prompts if prompt.audio is None and len(prompt.request.features)]
     if not todo:
         return
-    # Requests for several answers about the same recordings share one array: it is encoded once.
-    distinct = {id(prompt.request.features): prompt.request.features for prompt in todo}
+    # Questions about the same recordings share one array or hold copies of it: either way it is encoded once.
+    keys = [hashlib.blake2b(prompt.request.features.tobytes(), digest_size=16).digest() for prompt in todo]
+    distinct = dict(zip(keys, (prompt.request.features for prompt in todo), strict=True))
     features = torch.from_numpy(np.concatenate(list(distinct.values())))
     prefixes = model.encode_audio(features.to(model.device, model.dtype))
     parts = prefixes.split([len(array) for array in distinct.values()])
     encoded = dict(zip(distinct, parts, strict=True))
-    for prompt in todo:
-        prompt.audio = encoded[id(prompt.request.features)]
+    for key, prompt in zip(keys, todo, strict=True):
+        prompt.audio = encoded[key]
 
 
 def batch_prompts(processor: Any, prompts: list[Prompt]) -> dict[str, Any]:
@@ -62,3 +64,10 @@ def batch_prompts(processor: Any, prompts: list[Prompt]) -> dict[str, Any]:
         "attention_mask": batch["attention_mask"],
         "audio_embeds": torch.cat(audio) if audio else None,
     }
+
+
+def eos_ids(generation: Any, processor: Any) -> frozenset[int]:
+    """Every id that ends an answer: the tokenizer's and those of the model's ``generation_config``."""
+    configured = generation.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(id_) for id_ in [*ids, processor.tokenizer.eos_token_id] if id_ is not None)

@@ -42,7 +42,8 @@ class Row:
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.cancelled = False
-        self._decode, self._eos, self._sink = decode, eos, sink
+        self.sink = sink
+        self._decode, self._eos = decode, eos
         self._ids: list[int] = []
         self._count = 0
         self._sent = 0
@@ -72,7 +73,7 @@ class Row:
 
     def _send(self) -> None:
         """Pass on the text that no later token can change (all of it at the end)."""
-        if self._sink is None:
+        if self.sink is None:
             return
         end = len(self.text)
         if self.finish_reason is None:
@@ -81,7 +82,7 @@ class Row:
         new = self.text[self._sent : end]
         self._sent = max(self._sent, end)
         if new or self.finish_reason:
-            self._sink(Delta(self.index, new, self.finish_reason, len(self.prompt.ids), self._count))
+            self.sink(Delta(self.index, new, self.finish_reason, len(self.prompt.ids), self._count))
 
     def completion(self) -> Completion:
         """The whole answer; call it when done."""

@@ -7,11 +7,11 @@ batching: a request waits for the running batch to end.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import torch
@@ -20,35 +20,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from stetholm.model.beams import use_grouped_attention
 from stetholm.serving.decoding import BeamStop, RowSampler, RowStop
 from stetholm.serving.engine import Completion, Delta, EngineBusy, Request, RequestError
-from stetholm.serving.prompts import Prompt, batch_prompts, encode_prompt, encode_recordings
+from stetholm.serving.prompts import Prompt, batch_prompts, encode_prompt, encode_recordings, eos_ids
 from stetholm.serving.rows import Row
-
-Event = Delta | BaseException
-"""What a stream's reader gets from the generating thread."""
-
-
-class _Waiting:
-    """An online request between its reader (an event loop) and the generating thread."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.rows: list[Row] = []
-        self.cancelled = False
-        self.events: asyncio.Queue[Event] = asyncio.Queue()  # bounded by the request's token budget
-        self._loop = asyncio.get_running_loop()
-
-    def send(self, event: Event) -> None:
-        """Called in the generating thread."""
-        try:
-            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the reader's loop is closed: nobody listens
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Let the generation stop at its next token."""
-        self.cancelled = True
-        for row in self.rows:
-            row.cancelled = True
+from stetholm.serving.waiting import Waiting
 
 
 class TransformersEngine:
@@ -59,10 +33,10 @@ class TransformersEngine:
         self.model, self.processor = model.eval(), processor
         use_grouped_attention(model.model.language_model)
         self.max_batch, self.max_waiting = max_batch, max_waiting
-        self._eos = _eos_ids(model, processor)
+        self._eos = eos_ids(model.generation_config, processor)
         self._running = threading.Lock()
         self._change = threading.Condition()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._worker: threading.Thread | None = None
         self._closed = False
 
@@ -84,18 +58,11 @@ class TransformersEngine:
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Deltas of one request; close the iterator to cancel."""
-        waiting = _Waiting(request)
+        waiting = Waiting(request)
         self._submit(waiting)
-        unfinished = request.sampling.n
-        try:
-            while unfinished:
-                event = await waiting.events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                unfinished -= event.finish_reason is not None
-                yield event
-        finally:
-            waiting.cancel()
+        async with aclosing(waiting.deltas()) as deltas:
+            async for delta in deltas:
+                yield delta
 
     def close(self) -> None:
         """Cancel what runs or waits and end the worker."""
@@ -113,7 +80,7 @@ class TransformersEngine:
         with self._change:
             return sum(not waiting.cancelled for waiting in self._waiting)
 
-    def _submit(self, waiting: _Waiting) -> None:
+    def _submit(self, waiting: Waiting) -> None:
         with self._change:
             if self._closed:
                 raise EngineBusy("the engine is closed")
@@ -140,11 +107,11 @@ class TransformersEngine:
                 for waiting in batch:
                     self._waiting.remove(waiting)
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self) -> list[Waiting]:
         """The next batch: from the front, as many as fit, greedy or sampled ones together, a beam search alone."""
         for waiting in [waiting for waiting in self._waiting if waiting.cancelled]:
             self._waiting.remove(waiting)
-        batch: list[_Waiting] = []
+        batch: list[Waiting] = []
         answers = 0
         for waiting in self._waiting:
             sampling = waiting.request.sampling
@@ -156,7 +123,7 @@ class TransformersEngine:
                 break
         return batch
 
-    def _answer(self, batch: list[_Waiting]) -> None:
+    def _answer(self, batch: list[Waiting]) -> None:
         """Run a batch; what fails before generation fails alone, a failed generation is told to all its readers."""
         ready = []
         for waiting in batch:
@@ -174,7 +141,7 @@ class TransformersEngine:
             for waiting in ready:
                 waiting.send(error)
 
-    def _prepare(self, waiting: _Waiting) -> None:
+    def _prepare(self, waiting: Waiting) -> None:
         prompt = self._prompt(waiting.request)
         waiting.rows = [self._row(prompt, index, waiting.send) for index in range(waiting.request.sampling.n)]
         if waiting.cancelled:  # closed while this was prepared
@@ -228,13 +195,6 @@ class TransformersEngine:
             for row, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 for token in ids:
                     row.push(token)
-
-
-def _eos_ids(model: Any, processor: Any) -> frozenset[int]:
-    """Every id that ends an answer: the tokenizer's and those of the model's generation settings."""
-    configured = model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(id_) for id_ in [*ids, processor.tokenizer.eos_token_id] if id_ is not None)
 
 
 def batches(rows: Iterable[Row], max_batch: int) -> Iterator[list[Row]]:

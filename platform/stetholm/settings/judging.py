@@ -91,6 +91,9 @@ class ExplainSettings(Section):
     question: str | None = None
     split: str = "test"
     examples: int = Field(4, ge=1)
+    """How many get pictures, of as many tasks as there is room for."""
+    sample_ids: list[str] = Field([])
+    """Ids of the examples that get pictures, or what these begin with, instead of a choice of so many."""
     answer: Literal["own", "reference"] = "own"
     """Which answer is explained: the model's own or, of the corpus's examples, the reference."""
     window: float = Field(1.0, ge=0.064, le=7.0)
@@ -101,8 +104,14 @@ class ExplainSettings(Section):
     batch_size: int = Field(16, ge=1)
     precision: Literal["bf16", "fp32"] = "fp32"
     """Rounding in bf16 gives about a hundredth of evidence where there is none."""
+    grounding: Literal["both", "own", "reference", "none"] = "both"
+    """Whose answer's log-probability is measured with the audio withheld, shuffled and degraded."""
+    grounding_examples: int | None = Field(64, ge=1)
+    """Examples of the split that it is measured on; null: all."""
+    draws: int = Field(2000, ge=100)
+    """Of the bootstrap over patients."""
 
-    @field_validator("audio", mode="before")
+    @field_validator("audio", "sample_ids", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

@@ -1,0 +1,63 @@
+"""An online request between its reader (an event loop) and whatever generates (another thread)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+from stetholm.serving.engine import Delta, Request
+from stetholm.serving.rows import Row
+
+Event = Delta | BaseException
+"""What a reader gets."""
+
+
+class Waiting:
+    """One online request, made in the event loop of its reader.
+
+    Args:
+        request: what is asked.
+        on_cancel: called, in whatever thread, when nobody wants the answer any more.
+    """
+
+    def __init__(self, request: Request, on_cancel: Callable[[], None] | None = None) -> None:
+        self.request = request
+        self.rows: list[Row] = []
+        self.cancelled = False
+        self.on_cancel = on_cancel
+        self._events: asyncio.Queue[Event] = asyncio.Queue()  # bounded by the request's token budget
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, event: Event) -> None:
+        """Called in the generating thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the reader's loop is closed: nobody listens
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Let the generation stop at its next token."""
+        if self.cancelled:
+            return
+        self.cancelled = True
+        for row in self.rows:
+            row.cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """The deltas as they come, for the reader; cancels when the reader closes it.
+
+        Raises:
+            BaseException: what was sent instead of a delta.
+        """
+        unfinished = self.request.sampling.n
+        try:
+            while unfinished:
+                event = await self._events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                unfinished -= event.finish_reason is not None
+                yield event
+        finally:
+            self.cancel()
