@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from stetholm.corpus.ontology import ontology
 from stetholm.settings import Task
 
 Kind = Literal["heart", "lung"]
@@ -125,6 +126,14 @@ class Case:
     condition: str
     site: str
 
+    @classmethod
+    def of(cls, kind: str, condition: str, finding: str, site: str | None) -> Case | None:
+        """The case of a recording with these labels, where this module has the words for all of them."""
+        if kind not in ("heart", "lung") or (site and site not in _SITE_MEANING):
+            return None
+        words = WORDINGS[kind].get(condition)  # type: ignore[index]
+        return cls(kind, condition, site or "") if words and words.finding == finding else None  # type: ignore[arg-type]
+
     @property
     def wording(self) -> Wording:
         """The condition in words."""
@@ -155,15 +164,14 @@ def response(task: Task, case: Case) -> str:
     """
     words = case.wording
     conclusion = "" if case.status == NORMAL else f", consistent with {words.diagnosis}"
+    if task == "Location":
+        return f"At the {case.site}, {_SITE_MEANING[case.site]}: {words.finding}, consistent with {words.diagnosis}."
     answers: dict[Task, str] = {
         "Classification": f"The {case.kind} sound is {case.status}.",
         "Identification": f"The main finding is {words.finding}.",
         "Report": f"The {case.kind} sound is {case.status}, with {words.finding}{conclusion}.",
         "Reasoning": f"{_capital(words.diagnosis)}. The recording shows {words.finding}, because {words.reason}.",
         "Differential Diagnosis": f"{_capital(words.diagnosis)}: most likely. {words.alternatives}",
-        "Location": (
-            f"At the {case.site}, {_SITE_MEANING[case.site]}: {words.finding}, consistent with {words.diagnosis}."
-        ),
     }
     return answers[task]
 
@@ -174,6 +182,65 @@ def comparison(first: Case, second: Case) -> str:
     if one == two:
         return f"There is no major difference: both recordings show {one}."
     return f"Audio 1 shows {one}, while audio 2 shows {two}."
+
+
+CAUSES: dict[str, tuple[str, ...]] = {
+    "wheeze": ("asthma", "COPD", "bronchiolitis"),
+    "rhonchus": ("chronic bronchitis", "COPD", "bronchiectasis"),
+    "stridor": ("croup", "upper airway obstruction"),
+    "crackle": ("pneumonia", "pulmonary fibrosis", "heart failure"),
+    "pleural rub": ("pleurisy", "pneumonia"),
+    "bronchial breathing": ("pneumonia", "pulmonary fibrosis"),
+    "reduced breath sounds": ("pleural effusion", "COPD"),
+    "adventitious sound": ("asthma", "COPD", "pneumonia"),
+    "diastolic murmur": ("aortic regurgitation", "mitral stenosis", "pulmonary regurgitation"),
+    "systolic murmur": ("mitral regurgitation", "aortic stenosis", "ventricular septal defect"),
+    "continuous murmur": ("patent ductus arteriosus", "aortic regurgitation"),
+    "murmur": ("mitral regurgitation", "aortic stenosis", "septal defect"),
+    "click": ("mitral valve prolapse", "aortic stenosis"),
+    "cough": ("upper respiratory tract infection", "bronchitis", "asthma"),
+}
+"""By the ontology's findings, the more specific ones first: diseases in which they are heard (textbook knowledge)."""
+_CAUSES_OF_KIND: dict[str, tuple[str, ...]] = {
+    "heart": ("mitral regurgitation", "aortic stenosis", "septal defect"),
+    "lung": ("asthma", "COPD", "pneumonia"),
+    "cough": ("upper respiratory tract infection", "bronchitis", "asthma"),
+    "breath": ("asthma", "COPD", "bronchitis"),
+}
+_NO_DISEASE = {"heart": "valve disease or a septal defect", "lung": "airway disease or pneumonia"}
+
+
+def causes(kind: str, finding: str) -> tuple[str, ...]:
+    """What ``finding`` is heard in; where it is none of :data:`CAUSES`, what is common for the ``kind`` of sound."""
+    known = ontology()
+    named = known.closure(mention.concept for mention in known.mentions(finding))
+    return next((diseases for name, diseases in CAUSES.items() if name in named), _CAUSES_OF_KIND[kind])
+
+
+def differential(kind: str, status: str | None, finding: str | None, diagnosis: str | None) -> str:
+    """The answer to Differential Diagnosis from labels alone: their diagnosis, if they have one, before others."""
+    if status == NORMAL and (diagnosis is None or diagnosis.startswith(("no ", NORMAL))):
+        return f"Normal {kind} sounds: most likely. {_capital(_NO_DISEASE.get(kind, _NO_DISEASE['lung']))} is unlikely."
+    if diagnosis is None:
+        *others, last = causes(kind, finding or "")
+        return f"The cause of {finding} may be {', '.join(others)} or {last}."
+    known = ontology()
+    theirs = known.closure(mention.concept for mention in known.mentions(diagnosis))
+    others = [
+        cause
+        for cause in causes(kind, finding or "")
+        if not theirs & {mention.concept for mention in known.mentions(cause)}
+    ]
+    return f"{_capital(diagnosis)}: most likely. {_capital(' or '.join(others[:2]))} is less likely."
+
+
+def contrast(label: str, first: str, second: str) -> str:
+    """The answer to Comparison from one label (``status`` or a noun phrase) of each recording."""
+    if first == second:
+        what = f"are {first}" if label == "status" else f"show {first}"
+        return f"There is no major difference: both recordings {what}."
+    verb = "is" if label == "status" else "shows"
+    return f"Audio 1 {verb} {first}, while audio 2 {verb} {second}."
 
 
 def _capital(text: str) -> str:

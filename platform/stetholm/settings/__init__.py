@@ -18,6 +18,7 @@ from stetholm.settings.stages import (
     TrackerName,
     TrainSettings,
 )
+from stetholm.settings.synthesize import SynthesizeSettings
 from stetholm.settings.tree import Settings
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "StageName",
     "StorageSettings",
     "SyntheticSettings",
+    "SynthesizeSettings",
     "Task",
     "TrackerName",
     "TrainSettings",

@@ -15,6 +15,7 @@ from stetholm.settings.planning import PlanSettings
 from stetholm.settings.probe import ProbeSettings
 from stetholm.settings.serving import ServeSettings
 from stetholm.settings.stages import AlignSettings, DpoSettings, SftSettings, TrainSettings
+from stetholm.settings.synthesize import SynthesizeSettings
 
 
 class Settings(Section):
@@ -23,6 +24,7 @@ class Settings(Section):
     storage: StorageSettings = StorageSettings()
     run: RunSettings = RunSettings()
     corpus: CorpusSettings = CorpusSettings()
+    synthesize: SynthesizeSettings = SynthesizeSettings()
     audio: AudioSettings = AudioSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
