@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,12 @@ from starlette.types import ASGIApp
 from serve.backend import PROBE, EngineBackend, ReplicaBackend
 from serve.http import create_app
 from serve.keys import ApiKeys, load_keys
+from serve.limits import Meter, SharedLimiter
+from serve.metrics import HttpMetrics, ModelMetrics, RequestWatch
 from serve.service import Served, Service
 from stetholm import runs
+from stetholm.evaluation.signoff import require_signed_off
+from stetholm.serving.analysis import Evidence
 from stetholm.serving.engine import Completion, Delta, Request, collect
 from stetholm.serving.identity import ModelCard, read_card
 from stetholm.settings import AudioSettings, ServeSettings, Settings, load_settings
@@ -43,30 +48,38 @@ class StethoLM:
     def __init__(self, checkpoint: str, storage: Storage, max_batch: int) -> None:
         """Load the checkpoint and answer a first question."""
         # Here, because the ingress replicas import this module and need no torch.
+        from stetholm.serving.evidence import explainer_of
         from stetholm.serving.load import load_engine
 
         self._engine = load_engine(checkpoint, storage, max_batch=max_batch)
         self._engine.generate_many([PROBE])
-        self._backend = EngineBackend(self._engine)
+        self._backend = EngineBackend(self._engine, explainer_of(self._engine, checkpoint, storage))
+        self._metrics = ModelMetrics()
         self._last_answer = time.monotonic()
         self._active = self._deltas = 0
 
-    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """Deltas of one request."""
+    async def stream(self, request: Request, since: float | None = None) -> AsyncGenerator[Delta, None]:
+        """Deltas of one request, which came in at ``since`` (Unix seconds)."""
         self._active += 1
         try:
-            async with aclosing(self._backend.stream(request)) as deltas:
-                async for delta in deltas:
-                    self._last_answer = time.monotonic()
-                    self._deltas += 1
-                    yield delta
+            with RequestWatch(self._metrics, since) as watch:
+                async with aclosing(self._backend.stream(request)) as deltas:
+                    async for delta in deltas:
+                        self._last_answer = time.monotonic()
+                        self._deltas += 1
+                        watch.saw(delta)
+                        yield delta
         finally:
             self._active -= 1
 
-    async def complete(self, request: Request) -> list[Completion]:
-        """The answers of one request."""
-        async with aclosing(self.stream(request)) as deltas:
+    async def complete(self, request: Request, since: float | None = None) -> list[Completion]:
+        """The answers of one request, which came in at ``since`` (Unix seconds)."""
+        async with aclosing(self.stream(request, since)) as deltas:
             return collect([delta async for delta in deltas], request.sampling.n)
+
+    async def explain(self, request: Request, answer: str, seconds: Sequence[float]) -> list[Evidence]:
+        """What an answer rests on, in each recording."""
+        return await self._backend.explain(request, answer, seconds)
 
     async def stats(self) -> dict[str, int]:
         """Requests being answered here (``active``), and pieces of text sent so far (``deltas``)."""
@@ -75,7 +88,8 @@ class StethoLM:
     async def ready(self) -> None:
         """Return when the model has answered lately, or answers now."""
         if time.monotonic() - self._last_answer > HEALTH_PERIOD_S:
-            await self.complete(PROBE)
+            await self._backend.complete(PROBE)  # not a client's: it stays out of the metrics
+            self._last_answer = time.monotonic()
 
     async def check_health(self) -> None:
         """Serve's health check: fails unless the model gives a token within the time, to whomever."""
@@ -99,25 +113,43 @@ class Ingress:
     """An HTTP replica: checks, decodes, asks a model replica, formats."""
 
     def __init__(
-        self, model: DeploymentHandle, card: ModelCard, settings: ServeSettings, audio: AudioSettings, keys: ApiKeys
+        self,
+        model: DeploymentHandle,
+        card: ModelCard,
+        settings: ServeSettings,
+        audio: AudioSettings,
+        keys: ApiKeys,
+        meter: DeploymentHandle | None,
     ) -> None:
-        """``model`` answers as ``card``."""
+        """``model`` answers as ``card``; ``meter`` counts, where keys have limits."""
+        log_with_serve()
         self._settings, self._keys = settings, keys
-        self._service = Service([Served(card, ReplicaBackend(model))], settings, audio)
+        self._limiter = SharedLimiter(meter) if meter else None
+        self._metrics = HttpMetrics()
+        self._service = Service([Served(card, ReplicaBackend(model))], settings, audio, self._metrics)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve in the replica, after the constructor."""
-        return create_app(self._service, self._settings, self._keys)
+        return create_app(self._service, self._settings, self._keys, self._limiter, self._metrics)
+
+
+def log_with_serve() -> None:
+    """Let what we log, the access log above all, stand in the replica's own log file, in Serve's format."""
+    ours = logging.getLogger("stetholm.serve")
+    ours.handlers = list(logging.getLogger("ray.serve").handlers)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
 
 
 def build(settings: Settings, storage: Storage) -> Application:
     """The application for ``serve.model``, or for the run's last checkpoint.
 
     Raises:
-        UserError: there is no such checkpoint, or the key file is bad.
+        UserError: there is no such checkpoint, it has not passed its gate, or the key file is bad.
     """
     chosen = settings.serve.model or runs.require_checkpoint(settings, storage)
     card = read_card(chosen, storage)
+    require_signed_off(card.checkpoint, storage, settings.serve.gate)
     options = settings.serve
     in_flight = 2 * options.target_ongoing_requests
     model = StethoLM.options(  # type: ignore[attr-defined]
@@ -134,7 +166,9 @@ def build(settings: Settings, storage: Storage) -> Application:
         max_constructor_retry_count=2,
     ).bind(card.checkpoint, storage, in_flight)
     ingress = Ingress.options(ray_actor_options={"num_cpus": INGRESS_CPUS})  # type: ignore[attr-defined]
-    application: Application = ingress.bind(model, card, options, settings.audio, load_keys(options.api_keys_file))
+    keys = load_keys(options.api_keys_file, options.key_limits)
+    meter = Meter.bind() if keys.limited else None  # type: ignore[attr-defined]
+    application: Application = ingress.bind(model, card, options, settings.audio, keys, meter)
     return application
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import overloaded
+from serve.metrics import arrived
+from stetholm.serving.analysis import Evidence
 from stetholm.serving.engine import Completion, Delta, Engine, Request, Sampling, collect
+
+if TYPE_CHECKING:
+    from stetholm.serving.evidence import Explainer
 
 PROBE = Request("Is this heart sound normal or abnormal?", sampling=Sampling(max_new_tokens=1))
 """The smallest question that proves that a model answers."""
@@ -28,6 +34,10 @@ class Backend(Protocol):
         """Answers as they come; closing the iterator cancels."""
         ...
 
+    async def explain(self, request: Request, answer: str, seconds: Sequence[float]) -> list[Evidence]:
+        """What ``answer`` rests on, in each recording; ``seconds`` of each are sound."""
+        ...
+
     async def ready(self) -> None:
         """Return when the model answers."""
         ...
@@ -36,9 +46,13 @@ class Backend(Protocol):
 class EngineBackend:
     """An engine in this process; also the inside of a replica."""
 
-    def __init__(self, engine: Engine) -> None:
-        """The engine stays the caller's to close."""
+    def __init__(self, engine: Engine, explainer: Explainer | None = None) -> None:
+        """The engine stays the caller's to close. By default its own model explains."""
+        # Here, because the ingress replicas import this module and need no torch.
+        from stetholm.serving.evidence import explainer_of
+
         self._engine = engine
+        self._explainer = explainer or explainer_of(engine)
 
     async def complete(self, request: Request) -> list[Completion]:
         """See :class:`Backend`."""
@@ -50,6 +64,10 @@ class EngineBackend:
         async with aclosing(self._engine.stream(request)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def explain(self, request: Request, answer: str, seconds: Sequence[float]) -> list[Evidence]:
+        """See :class:`Backend`."""
+        return await asyncio.to_thread(self._explainer.explain, request, answer, seconds)
 
     async def ready(self) -> None:
         """See :class:`Backend`."""
@@ -63,26 +81,26 @@ class ReplicaBackend:
     """
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        """``handle`` of a deployment with the methods ``complete``, ``stream`` and ``ready``."""
+        """``handle`` of a deployment with the methods ``complete``, ``stream``, ``explain`` and ``ready``.
+
+        The first two also take when the HTTP request came in.
+        """
         self._complete = handle.options(method_name="complete")
         self._stream = handle.options(method_name="stream", stream=True)
+        self._explain = handle.options(method_name="explain")
         self._ready = handle.options(method_name="ready")
 
     async def complete(self, request: Request) -> list[Completion]:
         """See :class:`Backend`."""
-        with _busy_as_503():
-            try:
-                answers: list[Completion] = await self._complete.remote(request)
-            except RayActorError:
-                answers = await self._complete.remote(request)
-            return answers
+        answers: list[Completion] = await _twice(self._complete, request, arrived.get())
+        return answers
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """See :class:`Backend`."""
         started = retried = False
         with _busy_as_503():
             while True:
-                response: Any = self._stream.remote(request)
+                response: Any = self._stream.remote(request, arrived.get())
                 try:
                     async for delta in response:
                         started = True
@@ -95,10 +113,24 @@ class ReplicaBackend:
                 finally:
                     response.cancel()
 
+    async def explain(self, request: Request, answer: str, seconds: Sequence[float]) -> list[Evidence]:
+        """See :class:`Backend`."""
+        found: list[Evidence] = await _twice(self._explain, request, answer, list(seconds))
+        return found
+
     async def ready(self) -> None:
         """See :class:`Backend`."""
         with _busy_as_503():
             await self._ready.remote()
+
+
+async def _twice(method: Any, *arguments: Any) -> Any:
+    """Ask a replica, and another one if the first dies over it."""
+    with _busy_as_503():
+        try:
+            return await method.remote(*arguments)
+        except RayActorError:
+            return await method.remote(*arguments)
 
 
 @contextmanager

@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import json
-import re
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, File, Form, Request, UploadFile
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from serve import analyze as analyzing
 from serve import errors
 from serve.gate import Gate
 from serve.keys import ApiKeys
+from serve.limits import Limiter
+from serve.metrics import HttpMetrics
+from serve.page import page
 from serve.service import Service
-from serve.sse import ChatStream
-from stetholm.serving.analysis import QUESTIONS, Analysis, Sound
-from stetholm.serving.types import NOTICE, ChatCompletion, ChatRequest, ErrorResponse, ModelList
+from serve.sse import AnalysisStream, ChatStream, EventStream
+from stetholm.serving.analysis import Analysis, Sound
+from stetholm.serving.identity import ALIAS
+from stetholm.serving.types import NOTICE, ChatCompletion, ChatRequest, ErrorResponse, Model, ModelList
 from stetholm.settings import ServeSettings, Task
 
-PAGE = Path(__file__).with_name("page") / "index.html"
 READY_TIMEOUT_S = 20.0
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 404, 413, 415, 422, 429, 503)
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 415, 422, 429, 503)
 }
 
 v1 = APIRouter(prefix="/v1", dependencies=[Depends(HTTPBearer(auto_error=False))], responses=ERRORS)
 plain = APIRouter()
 
 
-def create_app(service: Service, settings: ServeSettings, keys: ApiKeys) -> ASGIApp:
-    """The whole endpoint as an ASGI application."""
+def create_app(
+    service: Service,
+    settings: ServeSettings,
+    keys: ApiKeys,
+    limiter: Limiter | None = None,
+    metrics: HttpMetrics | None = None,
+) -> ASGIApp:
+    """The whole endpoint as an ASGI application. Without a ``limiter`` limits are counted in this process."""
     app = FastAPI(title="StethoLM", description=NOTICE, version="1", docs_url=None, redoc_url=None)
     app.state.service = service
-    app.include_router(v1)
-    app.include_router(plain)
+    for router in (v1, plain, page):
+        app.include_router(router)
     errors.install(app)
-    return Gate(app, keys, settings.max_body_bytes)
+    gate = Gate(app, keys, settings.max_body_bytes, limiter, metrics)
+    if not settings.cors_origins:
+        return gate
+    # Outside the gate: a browser asks without its key whether it may ask.
+    return CORSMiddleware(
+        gate,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+        expose_headers=["X-Request-ID", "Retry-After"],
+    )
 
 
 def _service(request: Request) -> Service:
@@ -52,6 +68,11 @@ def _service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(_service)]
 
 
+async def _streamed(stream: EventStream) -> StreamingResponse:
+    await stream.open()
+    return StreamingResponse(stream.events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
 @v1.post("/chat/completions", response_model=ChatCompletion)
 async def chat_completions(body: ChatRequest, service: ServiceDep) -> Response | ChatCompletion:
     """Answer a question about recordings, as OpenAI's chat completions."""
@@ -59,9 +80,7 @@ async def chat_completions(body: ChatRequest, service: ServiceDep) -> Response |
         return await service.chat(body)
     served = service.find(body.model)
     usage = body.stream_options is not None and body.stream_options.include_usage
-    stream = ChatStream(service, served, await service.chat_request(body), usage)
-    await stream.open()
-    return StreamingResponse(stream.events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return await _streamed(ChatStream(service, served, await service.chat_request(body), usage))
 
 
 @v1.get("/models")
@@ -70,16 +89,27 @@ async def models(service: ServiceDep) -> ModelList:
     return service.models()
 
 
-@v1.post("/analyze")
+@v1.get("/models/{model:path}")
+async def model(model: str, service: ServiceDep) -> Model:
+    """One of them."""
+    return service.model(model)
+
+
+@v1.post("/analyze", response_model=Analysis)
 async def analyze(
     service: ServiceDep,
     audio: Annotated[list[UploadFile], File(description="wav, flac, mp3 or ogg")],
     task: Annotated[Task, Form()],
-    question: Annotated[str | None, Form()] = None,
+    question: Annotated[str | None, Form(description="default: the task's own")] = None,
     sound: Annotated[Sound | None, Form(description="what was listened to, where known")] = None,
-) -> Analysis:
+    model: Annotated[str, Form()] = ALIAS,
+    evidence: Annotated[bool, Form(description="what the answer rests on, second by second")] = True,
+    stream: Annotated[bool, Form(description="server-sent events: the answer in pieces, then the result")] = False,
+) -> Response | Analysis:
     """Do one of StethoBench's tasks on uploaded recordings."""
-    return await service.analyze([await upload.read() for upload in audio], task, question, sound)
+    files = [await upload.read() for upload in audio]
+    analyst = analyzing.Analyst(service, analyzing.Form(files, task, question, sound, model, evidence))
+    return await (_streamed(AnalysisStream(analyst)) if stream else analyst.whole())
 
 
 @plain.get("/healthz")
@@ -97,33 +127,3 @@ async def readyz(service: ServiceDep) -> JSONResponse:
     except TimeoutError as error:
         raise errors.overloaded("the model does not answer yet", code="not_ready") from error
     return JSONResponse({"status": "ready", "models": [one.card.id for one in service.served]})
-
-
-@plain.get("/", include_in_schema=False)
-async def page() -> HTMLResponse:
-    """The page."""
-    return HTMLResponse(_PAGE_HTML, headers={"Content-Security-Policy": _PAGE_POLICY})
-
-
-def _fill_page(html: str) -> str:
-    """Put the tasks and the notice in; ``<`` is escaped so that JSON cannot end the script."""
-    tasks = json.dumps(QUESTIONS).replace("<", "\\u003c")
-    return html.replace("__TASKS__", tasks).replace("__NOTICE__", NOTICE)
-
-
-def _policy(html: str) -> str:
-    """A content security policy that lets exactly this page's own script and style run, and nothing be loaded."""
-
-    def hashes(tag: str) -> str:
-        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
-        return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
-        "img-src data:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-_PAGE_HTML = _fill_page(PAGE.read_text(encoding="utf-8"))
-_PAGE_POLICY = _policy(_PAGE_HTML)

@@ -11,22 +11,12 @@ from dataclasses import dataclass
 
 from serve.backend import Backend
 from serve.errors import ApiError, overloaded
+from serve.metrics import HttpMetrics
 from stetholm.audio.decode import AudioError
-from stetholm.serving.analysis import Analysis, Sound, question_for, recordings_wanted
 from stetholm.serving.engine import Completion, Delta, Request, Sampling
 from stetholm.serving.identity import ALIAS, ModelCard
 from stetholm.serving.listening import Heard, listen, stack
-from stetholm.serving.types import (
-    MAX_RECORDINGS,
-    MAX_TEXT_CHARS,
-    AnswerMessage,
-    ChatCompletion,
-    ChatRequest,
-    Choice,
-    Model,
-    ModelList,
-    Usage,
-)
+from stetholm.serving.types import AnswerMessage, ChatCompletion, ChatRequest, Choice, Model, ModelList, Usage
 from stetholm.settings import AudioSettings, ServeSettings
 
 
@@ -39,32 +29,45 @@ class Served:
 
 
 class Service:
-    """Answers chat and analysis requests with the models it is given."""
+    """Answers chat requests with the models it is given, and has what :class:`serve.analyze.Analyst` works with."""
 
-    def __init__(self, served: Sequence[Served], serve: ServeSettings, audio: AudioSettings) -> None:
+    def __init__(
+        self,
+        served: Sequence[Served],
+        serve: ServeSettings,
+        audio: AudioSettings,
+        metrics: HttpMetrics | None = None,
+    ) -> None:
         """The first of ``served`` also answers to the alias ``stetholm``."""
         self.served = tuple(served)
+        self.settings = serve
         self._by_name = {ALIAS: self.served[0], **{one.card.id: one for one in self.served}}
-        self._serve, self._audio = serve, audio
+        longest = min(audio.max_seconds, serve.max_audio_seconds)
+        self._limits = audio.model_copy(update={"max_seconds": longest})
+        self._metrics = metrics or HttpMetrics()
 
     def models(self) -> ModelList:
         """Every name under which a model answers."""
-        return ModelList(
-            data=[
-                Model(id=name, created=one.card.created, checkpoint=one.card.checkpoint, lineage=one.card.lineage)
-                for name, one in self._by_name.items()
-            ]
-        )
+        return ModelList(data=[self.model(name) for name in self._by_name])
+
+    def model(self, name: str) -> Model:
+        """The model of that name.
+
+        Raises:
+            ApiError: 404, there is none.
+        """
+        card = self.find(name).card
+        return Model(id=name, created=card.created, checkpoint=card.checkpoint, lineage=card.lineage)
 
     async def ready(self) -> None:
         """Return when every model answers."""
         await asyncio.gather(*(one.backend.ready() for one in self.served))
 
     def find(self, name: str) -> Served:
-        """The model of that name.
+        """Who answers to that name.
 
         Raises:
-            ApiError: 404, there is none.
+            ApiError: 404, nobody.
         """
         if name not in self._by_name:
             known = ", ".join(self._by_name)
@@ -75,9 +78,10 @@ class Service:
 
     async def chat_request(self, body: ChatRequest) -> Request:
         """Decode the recordings and put the request together."""
-        heard = await self._listen([recording.to_bytes() for recording in body.recordings])
+        budget = self._budget(body)
+        heard = await self.listen([recording.to_bytes() for recording in body.recordings])
         sampling = Sampling(
-            max_new_tokens=self._budget(body.budget),
+            max_new_tokens=budget,
             temperature=body.temperature or 0.0,
             top_p=1.0 if body.top_p is None else body.top_p,
             n=body.n or 1,
@@ -89,7 +93,7 @@ class Service:
     async def chat(self, body: ChatRequest) -> ChatCompletion:
         """The whole answer."""
         served = self.find(body.model)
-        answers = await self._complete(served, await self.chat_request(body))
+        answers = await self.complete(served, await self.chat_request(body))
         choices = [
             Choice(index=index, message=AnswerMessage(content=one.text), finish_reason=one.finish_reason)
             for index, one in enumerate(answers)
@@ -98,88 +102,63 @@ class Service:
             id=new_id("chatcmpl"), created=now(), model=served.card.id, choices=choices, usage=usage_of(answers)
         )
 
+    # --- shared ---
+
+    async def listen(self, files: list[bytes]) -> list[Heard]:
+        """Decode one after the other, off the event loop.
+
+        Raises:
+            AudioError: one of them cannot be used; its number is named.
+        """
+        heard = []
+        for number, data in enumerate(files, 1):
+            try:
+                heard.append(await asyncio.to_thread(listen, data, self._limits))
+            except AudioError as error:
+                raise AudioError(f"recording {number}: {error}") from error
+            self._metrics.audio.inc(heard[-1].quality.duration_seconds)
+        return heard
+
+    async def complete(self, served: Served, request: Request) -> list[Completion]:
+        """All answers at once.
+
+        Raises:
+            ApiError: 503, it took too long.
+        """
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s):
+                return await served.backend.complete(request)
+        except TimeoutError as error:
+            raise self.too_slow() from error
+
     async def deltas(self, served: Served, request: Request) -> AsyncGenerator[Delta, None]:
         """The answer as it comes, all of it within the request's time.
 
         Raises:
             ApiError: 503, it took too long.
         """
-        deadline = asyncio.get_running_loop().time() + self._serve.request_timeout_s
+        deadline = asyncio.get_running_loop().time() + self.settings.request_timeout_s
         async with aclosing(served.backend.stream(request)) as stream:
             while True:
                 try:
                     async with asyncio.timeout_at(deadline):
                         delta = await anext(stream, None)
                 except TimeoutError as error:
-                    raise self._too_slow() from error
+                    raise self.too_slow() from error
                 if delta is None:
                     return
                 yield delta
 
-    # --- analyze ---
+    def too_slow(self) -> ApiError:
+        """503 for what took longer than a request may."""
+        return overloaded(f"no answer within {self.settings.request_timeout_s:g} s", code="timeout")
 
-    async def analyze(self, files: list[bytes], task: str, question: str | None, sound: Sound | None) -> Analysis:
-        """One task on some recordings."""
-        check_analysis(files, task, question)
-        served = self.served[0]
-        heard = await self._listen(files)
-        asked = (question or "").strip() or question_for(task, sound)
-        sampling = Sampling(max_new_tokens=self._serve.max_new_tokens)
-        [answer] = await self._complete(served, Request(asked, stack(heard), sampling=sampling))
-        return Analysis(
-            id=new_id("analysis"),
-            created=now(),
-            task=task,
-            question=asked,
-            answer=answer.text.strip(),
-            finish_reason=answer.finish_reason,
-            usage=usage_of([answer]),
-            audio=[one.quality for one in heard],
-            model=served.card.id,
-            checkpoint=served.card.checkpoint,
-            lineage=served.card.lineage,
-        )
-
-    # --- shared ---
-
-    async def _listen(self, files: list[bytes]) -> list[Heard]:
-        """Decode one after the other, off the event loop."""
-        heard = []
-        for number, data in enumerate(files, 1):
-            try:
-                heard.append(await asyncio.to_thread(listen, data, self._audio))
-            except AudioError as error:
-                raise AudioError(f"recording {number}: {error}") from error
-        return heard
-
-    async def _complete(self, served: Served, request: Request) -> list[Completion]:
-        try:
-            async with asyncio.timeout(self._serve.request_timeout_s):
-                return await served.backend.complete(request)
-        except TimeoutError as error:
-            raise self._too_slow() from error
-
-    def _too_slow(self) -> ApiError:
-        return overloaded(f"no answer within {self._serve.request_timeout_s:g} s", code="timeout")
-
-    def _budget(self, asked: int | None) -> int:
-        most = self._serve.max_new_tokens
+    def _budget(self, body: ChatRequest) -> int:
+        most, asked = self.settings.max_new_tokens, body.budget
         if asked is not None and asked > most:
-            raise ApiError(422, f"max_tokens: at most {most}", code="less_than_equal", param="max_tokens")
+            name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+            raise ApiError(422, f"{name}: at most {most}", code="less_than_equal", param=name)
         return asked or most
-
-
-def check_analysis(files: list[bytes], task: str, question: str | None) -> None:
-    """Bounds that a form cannot express.
-
-    Raises:
-        ApiError: 422.
-    """
-    wanted = recordings_wanted(task)
-    if not wanted <= len(files) <= MAX_RECORDINGS:
-        raise ApiError(422, f"audio: {task} takes {wanted} to {MAX_RECORDINGS} recordings", param="audio")
-    if question is not None and len(question) > MAX_TEXT_CHARS:
-        raise ApiError(422, f"question: at most {MAX_TEXT_CHARS} characters", param="question")
 
 
 def usage_of(answers: Sequence[Completion | Delta]) -> Usage:

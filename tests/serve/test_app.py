@@ -2,21 +2,29 @@
 
 import asyncio
 import base64
+import json
+import re
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from ray import serve
 
 from serve import deploy as deployment
+from serve.keys import ApiKey
 from stetholm.errors import UserError
 from stetholm.settings import Settings, load_settings
 from stetholm.storage import Storage
 from tests.serving.sounds import wav
 
+ROOT = Path(__file__).resolve().parents[2]
 QUESTION = {"type": "text", "text": "Is this heart sound normal or abnormal?"}
 SOUND = {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav()).decode(), "format": "wav"}}
 MESSAGES = [{"role": "user", "content": [SOUND, SOUND, QUESTION]}]
@@ -65,8 +73,28 @@ def test_the_official_client_streams(client):
     assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "length"
 
 
+def test_the_official_client_samples_the_same_with_the_same_seed(client):
+    body = {"model": "stetholm", "messages": MESSAGES, "max_tokens": 12, "temperature": 1.0, "n": 2}
+    first, again, other = (client.chat.completions.create(**body, seed=seed) for seed in (7, 7, 8))
+    texts = [[choice.message.content for choice in answer.choices] for answer in (first, again, other)]
+    assert texts[0] == texts[1] != texts[2] and texts[0][0] != texts[0][1]
+    stop = texts[0][0][3:5]
+    cut = client.chat.completions.create(**body, seed=7, stop=stop).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (texts[0][0].split(stop)[0], "stop")
+
+
+async def test_the_official_asynchronous_client(endpoint):
+    async with openai.AsyncOpenAI(base_url=f"{endpoint}/v1", api_key="unused", max_retries=0) as client:
+        stream = await client.chat.completions.create(model="stetholm", messages=MESSAGES, max_tokens=6, stream=True)
+        chunks = [chunk async for chunk in stream]
+        raw = await client.chat.completions.with_raw_response.create(model="stetholm", messages=MESSAGES, max_tokens=1)
+    assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices[0].finish_reason == "length"
+    assert raw.headers["x-request-id"] and raw.parse().usage.total_tokens > 1
+
+
 def test_the_official_client_lists_models_and_understands_errors(client):
     assert "stetholm" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("stetholm/serve-test/sft").id == "stetholm/serve-test/sft"
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
     assert caught.value.code == "model_not_found"
@@ -93,6 +121,7 @@ def test_analyze_over_the_wire(endpoint):
     result = response.json()
     assert response.status_code == 200 and len(result["audio"]) == 2
     assert result["lineage"]["parent"].endswith("align/checkpoint") and response.headers["x-request-id"]
+    assert [len(one["seconds"]) for one in result["evidence"]] == [2, 2]
 
 
 def test_non_audio_and_large_bodies_over_the_wire(endpoint):
@@ -135,12 +164,79 @@ def test_a_crowd_gets_answers_or_503_with_retry_after(endpoint):
     assert httpx.get(f"{endpoint}/readyz", timeout=60).status_code == 200
 
 
-def test_the_endpoint_is_updated_in_place(endpoint, storage, tiny_checkpoint):
-    settings = settings_for(int(endpoint.rsplit(":", 1)[1]), f"serve.model={tiny_checkpoint}", "serve.max_new_tokens=9")
-    assert deployment.deploy(settings, storage) == endpoint
+KEY, FREE = "sk-stetholm-of-the-clinic", "sk-stetholm-of-the-lab"
+
+
+@pytest.fixture(scope="module")
+def limited(endpoint: str, storage: Storage, tiny_checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same endpoint updated in place, with a key that may ask five times a minute and one without limits."""
+    path = tmp_path_factory.mktemp("keys") / "keys.txt"
+    path.write_text(f"{ApiKey.of('clinic', KEY, '5/minute')}\n{ApiKey.of('lab', FREE)}\n")
+    more = [f"serve.model={tiny_checkpoint}", "serve.max_new_tokens=9", f"serve.api_keys_file={path}"]
+    return deployment.deploy(settings_for(int(endpoint.rsplit(":", 1)[1]), *more), storage)
+
+
+def test_the_endpoint_is_updated_in_place(endpoint, limited):
     body = {"model": "stetholm", "messages": MESSAGES}
-    answer = httpx.post(f"{endpoint}/v1/chat/completions", json=body, timeout=60).json()
-    assert answer["usage"]["completion_tokens"] == 9
+    headers = {"Authorization": f"Bearer {FREE}"}
+    answer = httpx.post(f"{limited}/v1/chat/completions", json=body, headers=headers, timeout=60).json()
+    assert limited == endpoint and answer["usage"]["completion_tokens"] == 9
+
+
+def test_limits_hold_over_all_ingress_replicas(limited):
+    headers = {"Authorization": f"Bearer {KEY}"}
+    statuses = [httpx.get(f"{limited}/v1/models", headers=headers, timeout=60).status_code for _ in range(12)]
+    assert statuses == [200] * 5 + [429] * 7
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{limited}/v1", api_key="sk-other", max_retries=0).models.list()
+    assert httpx.get(f"{limited}/", timeout=60).status_code == 200
+
+
+def test_logs_hold_ids_and_no_key_text_or_sound(limited):
+    secret = "sk-secret-of-a-stranger"
+    words = "secret words about a patient"
+    for body in ({"content": words}, {"role": "user", "content": [SOUND, {"type": "text", "text": words}]}):
+        for key in (KEY, secret):
+            headers = {"Authorization": f"Bearer {key}", "X-Request-ID": "id-of-mine"}
+            chat = {"model": "stetholm", "messages": [body], "surprise": words}
+            httpx.post(f"{limited}/v1/chat/completions", json=chat, headers=headers, timeout=60)
+    folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    logs = {path: path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()}
+    assert any("access id=id-of-mine key=clinic method=POST" in text for text in logs.values())
+    sound = SOUND["input_audio"]["data"]  # type: ignore[index]
+    for hidden in (KEY, secret, words, sound[100:140], QUESTION["text"]):
+        assert [path for path, text in logs.items() if hidden in text] == []
+
+
+def samples() -> list[Sample]:
+    """What Ray's metrics port tells Prometheus."""
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    families = text_string_to_metric_families(httpx.get(url, timeout=60).text)
+    return [sample for family in families for sample in family.samples]
+
+
+def total(name: str, **labels: str) -> float:
+    found = samples()
+    return sum(one.value for one in found if one.name == name and labels.items() <= one.labels.items())
+
+
+def test_the_dashboard_names_only_metrics_that_exist(limited):
+    """As Ray's metrics port gives them, after the requests of this module: refused ones and streams among them."""
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "serving.json").read_text())
+    shown = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    wanted = set(re.findall(r"ray_[a-z_]+", shown))
+    assert len(wanted) > 10
+    for _ in range(60):
+        missing = wanted - {sample.name for sample in samples()}
+        if not missing:
+            break
+        time.sleep(1)  # Ray collects every few seconds
+    assert not missing
+    assert total("ray_stetholm_http_requests_total", route="/v1/models", status="429") == 7
+    assert total("ray_stetholm_limit_refusals_total", key="clinic") >= 7
+    assert total("ray_stetholm_tokens_total", kind="completion") >= 9
+    assert total("ray_stetholm_first_token_seconds_count") >= 1 <= total("ray_stetholm_audio_seconds_total")
 
 
 def test_another_port_of_a_running_serve_is_refused(endpoint, storage, tiny_checkpoint):

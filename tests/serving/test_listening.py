@@ -41,6 +41,15 @@ def test_fractions_are_fractions(samples):
     assert -120 <= quality.level_dbfs <= 0
 
 
+def test_a_long_recording_is_measured_in_blocks_as_a_whole():
+    rng = np.random.default_rng(0)
+    samples = rng.uniform(-0.5, 0.5, 200_000).astype(np.float32)  # three blocks at 4 kHz
+    samples[60_000:120_000] = 0.0
+    quality = measure(samples, 4000)
+    assert quality.level_dbfs == round(10 * float(np.log10(np.mean(np.square(samples, dtype=np.float64)))), 1)
+    assert quality.silence_fraction == 0.3 and quality.duration_seconds == 50.0
+
+
 def test_limits_and_non_audio():
     with pytest.raises(AudioError, match="longer"):
         listen(wav(3.0), AudioSettings(max_seconds=1.0))

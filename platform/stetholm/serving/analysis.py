@@ -37,6 +37,25 @@ def recordings_wanted(task: str) -> int:
     return 2 if task == "Comparison" else 1
 
 
+class Second(BaseModel):
+    """How much one second of a recording speaks for the answer (above 0) or against it (below)."""
+
+    start: float
+    end: float
+    value: float
+
+
+class Evidence(BaseModel):
+    """What the answer rests on in one recording, over the seconds that the model hears.
+
+    The value of a second is what the answer's length-averaged log-probability loses when it is silenced.
+    """
+
+    method: Literal["occlusion"] = "occlusion"
+    unit: Literal["nats per token"] = "nats per token"
+    seconds: list[Second]
+
+
 class Analysis(BaseModel):
     """Answer of ``POST /v1/analyze``."""
 
@@ -51,7 +70,18 @@ class Analysis(BaseModel):
     finish_reason: Literal["stop", "length"]
     usage: Usage
     audio: list[AudioQuality]
+    evidence: list[Evidence] | None
+    """One a recording; null where it was not asked for, or the endpoint does not give it."""
     model: str
     checkpoint: str
     lineage: dict[str, Any]
+    notice: str = NOTICE
+
+
+class AnalysisDelta(BaseModel):
+    """One server-sent event of a streamed analysis: what has been added to the answer. The last event is the whole."""
+
+    id: str
+    object: Literal["stetholm.analysis.delta"] = "stetholm.analysis.delta"
+    text: str
     notice: str = NOTICE

@@ -13,6 +13,7 @@ SILENCE_DBFS = -60.0
 CLIP_LEVEL = 0.999
 """A sample at or above this part of full scale counts as clipped (our choice)."""
 FLOOR_DBFS = -120.0
+_BLOCK_FRAMES = 256
 
 
 class AudioQuality(BaseModel):
@@ -35,15 +36,29 @@ def level_dbfs(power: np.ndarray) -> np.ndarray:
 def measure(samples: np.ndarray, rate: int) -> AudioQuality:
     """Quality of mono ``samples`` (n,), full scale 1.0, at ``rate`` Hz."""
     duration = len(samples) / rate
-    frame = max(1, round(rate * FRAME_SECONDS))
-    starts = np.arange(0, max(len(samples), 1), frame)
-    power = np.square(samples, dtype=np.float64)
-    frames = np.add.reduceat(power, starts) / np.diff([*starts, len(samples)]) if len(samples) else np.zeros(1)
+    powers, clipped = _scan(samples, max(1, round(rate * FRAME_SECONDS)))
+    frames = np.concatenate([power / count for power, count in powers]) if powers else np.zeros(1)
+    total = sum(float(power.sum()) for power, _ in powers)
     return AudioQuality(
         duration_seconds=round(duration, 3),
         analysed_seconds=round(min(duration, CLIP_SAMPLES / SAMPLE_RATE), 3),
         sampling_rate=rate,
-        level_dbfs=round(float(level_dbfs(np.asarray(power.mean() if len(samples) else 0.0))), 1),
-        clipping_fraction=round(float(np.mean(np.abs(samples) >= CLIP_LEVEL)) if len(samples) else 0.0, 4),
+        level_dbfs=round(float(level_dbfs(np.asarray(total / max(1, len(samples))))), 1),
+        clipping_fraction=round(clipped / max(1, len(samples)), 4),
         silence_fraction=round(float(np.mean(level_dbfs(frames) < SILENCE_DBFS)), 4),
     )
+
+
+def _scan(samples: np.ndarray, frame: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+    """Sums of squares and lengths of the frames, and the number of clipped samples.
+
+    Block by block: a long recording would take three times its own size otherwise.
+    """
+    powers, clipped = [], 0
+    for begin in range(0, len(samples), frame * _BLOCK_FRAMES):
+        block = samples[begin : begin + frame * _BLOCK_FRAMES]
+        starts = np.arange(0, len(block), frame)
+        sums = np.add.reduceat(np.square(block, dtype=np.float64), starts)
+        powers.append((sums, np.diff([*starts, len(block)])))
+        clipped += int(np.count_nonzero(np.abs(block) >= CLIP_LEVEL))
+    return powers, clipped

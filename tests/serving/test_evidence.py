@@ -1,0 +1,73 @@
+"""What an answer rests on, with the engine's own model and with a copy."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from stetholm.serving.engine import Request, Sampling
+from stetholm.serving.evidence import Explainer, explainer_of
+from stetholm.serving.listening import listen, stack
+from stetholm.settings import AudioSettings
+from tests.serving.sounds import wav
+
+QUESTION = "Is this heart sound normal?"
+
+
+def request_of(*seconds: float) -> tuple[Request, list[float]]:
+    heard = [listen(wav(one), AudioSettings()) for one in seconds]
+    return Request(QUESTION, stack(heard)), [one.quality.analysed_seconds for one in heard]
+
+
+def test_every_second_of_every_recording(engine):
+    found = explainer_of(engine).explain(*as_asked("It is normal.", 2.4, 9.0))
+    assert [len(one.seconds) for one in found] == [3, 7]
+    assert [(one.start, one.end) for one in found[0].seconds] == [(0.0, 1.0), (1.0, 2.0), (2.0, 2.4)]
+    values = [second.value for one in found for second in one.seconds]
+    assert np.isfinite(values).all() and any(values)
+
+
+def as_asked(answer: str, *seconds: float) -> tuple[Request, str, list[float]]:
+    request, lengths = request_of(*seconds)
+    return request, answer, lengths
+
+
+def test_a_question_without_recordings_has_no_evidence(engine):
+    assert explainer_of(engine).explain(Request(QUESTION), "Yes.", []) == []
+
+
+def test_an_answer_that_fills_the_context_is_explained(engine):
+    [found] = explainer_of(engine).explain(*as_asked("é" * 4000, 1.0))
+    assert len(found.seconds) == 1
+
+
+def test_an_engine_without_a_model_of_its_own_needs_a_checkpoint(parts):
+    loaded = []
+
+    class Elsewhere:
+        """An engine whose model is not in this process."""
+
+    with pytest.raises(ValueError, match="checkpoint"):
+        explainer_of(Elsewhere())  # type: ignore[arg-type]
+    explainer = Explainer(lambda: loaded.append(1) or parts)
+    asked = as_asked("It is normal.", 2.0)
+    assert not loaded and explainer.explain(*asked) == explainer.explain(*asked) and len(loaded) == 1
+
+
+def test_it_explains_while_the_engine_generates(engine):
+    """A tokenizer in two threads at once raises "Already borrowed": the explainer has its own."""
+    request, lengths = request_of(1.0)
+    explainer, failures = explainer_of(engine), []
+
+    def generate() -> None:
+        try:
+            for place in range(20):
+                engine.generate_many([Request(f"{QUESTION} {place}", sampling=Sampling(max_new_tokens=1))])
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    answers = [explainer.explain(request, "It is normal.", lengths) for _ in range(5)]
+    thread.join()
+    assert not failures and all(answer == answers[0] for answer in answers)
