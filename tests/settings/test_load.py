@@ -67,6 +67,10 @@ def test_the_last_of_two_overrides_wins():
         ("corpus.synthetic.patients=9", lambda s: s.corpus.synthetic.patients, 9),
         ("evaluate.gate.overall=0.5", lambda s: s.evaluate.gate, {"overall": 0.5}),
         ("evaluate.gate={a.b: 0.5}", lambda s: s.evaluate.gate, {"a.b": 0.5}),
+        ("evaluate.judge=gpt-4o", lambda s: s.evaluate.judge.model, "gpt-4o"),
+        ("evaluate.judge={model: m, concurrency: 2}", lambda s: s.evaluate.judge.concurrency, 2),
+        ("evaluate.judge.base_url=http://x/v1", lambda s: s.evaluate.judge.base_url, "http://x/v1"),
+        ("serve.gate=required", lambda s: s.serve.gate, "required"),
         ("storage.access_key=0123", lambda s: s.storage.access_key, "0123"),
         ("train.use_gpu=true", lambda s: s.train.use_gpu, True),
     ],
@@ -79,6 +83,17 @@ def test_shared_train_keys_reach_the_stage_from_any_source(tmp_path):
     path = settings_file(tmp_path, "train:\n  batch_size: 3\nsft:\n  epochs: 7")
     stage = load_settings(path, ["train.epochs=9"], {"STETHOLM_TRAIN__MAX_STEPS": "5"}).stage("sft")
     assert (stage.batch_size, stage.max_steps, stage.epochs) == (3, 5, 7.0)
+
+
+def test_a_plain_value_for_a_section_is_its_main_key_in_any_order_and_place(tmp_path):
+    path = settings_file(tmp_path, "evaluate:\n  judge: big")
+    for overrides in (["evaluate.judge.base_url=http://x/v1", "evaluate.judge=small"],
+                      ["evaluate.judge=small", "evaluate.judge.base_url=http://x/v1"]):  # fmt: skip
+        judge = load_settings(path, overrides, {}).evaluate.judge
+        assert (judge.model, judge.base_url) == ("small", "http://x/v1")
+    assert load_settings(path, environ={}).evaluate.judge.model == "big"
+    assert "evaluate.judge.model" in complaint(None, ["evaluate.judge=[a]"])
+    assert "evaluate.tasks" in complaint(None, ["evaluate.tasks=[Repport]"])
 
 
 def test_a_section_with_only_comments_sets_nothing(tmp_path):

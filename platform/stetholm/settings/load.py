@@ -169,16 +169,18 @@ def _flatten(mapping: Mapping[Any, Any], above: _Key, origin: str) -> Iterator[_
         key = (*above, str(name))
         if key in _SECTIONS and isinstance(value, dict):
             yield from _flatten(value, key, origin)
+        elif value is not None and key in _PLAIN:
+            yield _Entry(_PLAIN[key], value, origin)
         elif key not in _SECTIONS or value is not None:
             yield _Entry(key, value, origin)
 
 
 def _opened(entry: _Entry) -> Iterator[_Entry]:
-    """The entry, or its parts if it sets a whole section: ``--set "train={workers: 2}"``."""
+    """The entry, or its parts if it sets a whole section (``train={workers: 2}``), or the key it is short for."""
     if entry.key in _SECTIONS and isinstance(entry.value, dict):
         yield from _flatten(entry.value, entry.key, entry.origin)
     else:
-        yield entry
+        yield _Entry(_PLAIN.get(entry.key, entry.key), entry.value, entry.origin)
 
 
 # --- the tree of valid keys ----------------------------------------------------------------------------------------
@@ -196,6 +198,10 @@ def _walk(model: type[BaseModel], above: _Key = ()) -> Iterator[tuple[_Key, Fiel
 
 _LEAVES: dict[_Key, FieldInfo] = {key: item for key, item in _walk(Settings) if isinstance(item, FieldInfo)}
 _SECTIONS: set[_Key] = {key for key, item in _walk(Settings) if not isinstance(item, FieldInfo)}
+_PLAIN: dict[_Key, _Key] = {
+    key: (*key, str(plain)) for key, item in _walk(Settings) if (plain := getattr(item, "plain_key", None))
+}
+"""Sections in whose place a plain value may stand, and the key it is for: ``evaluate.judge`` is its ``model``."""
 
 
 def setting_keys() -> list[str]:
