@@ -1,7 +1,8 @@
 """How fast answers come.
 
-``generate/evaluate``: one greedy answer each. ``generate/prefer``: candidates. ``generate/published``: against the
-published recipe's ``generate``, with the same decoding and with our defaults.
+All against the published recipe's ``generate``, in turns. ``generate/evaluate``: answers of a split against its beam-5
+script, one sample at a time. ``generate/prefer``: candidates against its five passes an example.
+``generate/published``: single calls, with 1 and 16 prompts on both sides.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from stetholm.model.fresh import build_model
 from stetholm.model.language import load_tokenizer
 from stetholm.model.packed import pack
 from stetholm.model.prompts import domain_sentence
-from stetholm.serving.engine import Request, Sampling
+from stetholm.serving.engine import Engine, Request, Sampling
+from stetholm.serving.load import vllm_engine
 from stetholm.serving.transformers_engine import TransformersEngine
-from stetholm.settings import ModelSettings, PreferSettings
+from stetholm.serving.vllm_start import vllm_installed
+from stetholm.settings import EngineSettings, ModelSettings, PreferSettings
 
 QUESTIONS = (
     "Is this heart sound normal or abnormal?",
@@ -34,64 +37,18 @@ QUESTIONS = (
     "Generate a brief summary of the lung sound findings.",
     "Provide a diagnosis and explain your reasoning.",
 )
-ONE_BY_ONE = "the same engine, one request at a time, as the published scripts do"
-TOKENS, PROMPTS, BATCH = 24, 16, 32
-
-
-def engine() -> TransformersEngine:
-    """The embedded model, untrained: speed does not depend on what it has learned."""
-    model, processor = build_model(ModelSettings(), dtype=torch.float32)
-    merge_lora(model)
-    return TransformersEngine(model, processor, max_batch=BATCH)
+PROMPTS = 16
+REQUESTS_SEED = 0
 
 
 def requests(sampling: Sampling) -> list[Request]:
     """Questions about random spectrograms."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(REQUESTS_SEED)
     return [
         Request(QUESTIONS[i % len(QUESTIONS)], rng.random((1, N_MELS, N_FRAMES), np.float32), sampling=sampling)
         for i in range(PROMPTS)
     ]
 
-
-def tokens_per_second(running: TransformersEngine, batches: Sequence[list[Request]]) -> float:
-    """Tokens a second over several calls of the engine."""
-    started, tokens = time.perf_counter(), 0
-    for batch in batches:
-        answers = running.generate_many(batch)
-        tokens += sum(answer.completion_tokens for one in answers for answer in one)
-    return tokens / (time.perf_counter() - started)
-
-
-def compare(bench: str, running: TransformersEngine, asked: list[Request]) -> Result:
-    """All requests in one call against one call each, after one answer to warm up."""
-    running.generate_many(asked[:1])
-    config = {"requests": len(asked), "max_new_tokens": TOKENS, "max_batch": BATCH, "model": "smollm2-135m, fp32"}
-    ours = tokens_per_second(running, [asked])
-    return Result(bench, ours, tokens_per_second(running, [[one] for one in asked]), "tokens/s", ONE_BY_ONE, config)
-
-
-def evaluate() -> Iterator[Result]:
-    """Greedy answers, as the evaluation job makes them."""
-    running = engine()
-    yield compare("generate/evaluate", running, requests(Sampling(max_new_tokens=TOKENS)))
-    running.close()
-
-
-def prefer() -> Iterator[Result]:
-    """Candidates at the published temperatures, as the preference job makes them."""
-    running, temperatures = engine(), PreferSettings().temperatures
-    plain = requests(Sampling(max_new_tokens=TOKENS, seed=0))[: PROMPTS // 4]
-    asked = [
-        replace(one, sampling=replace(one.sampling, temperature=temperature))
-        for one in plain
-        for temperature in temperatures
-    ]
-    yield compare("generate/prefer", running, asked)
-    running.close()
-
-
-# --- generate/published ---
 
 NEW_TOKENS = 64
 """So many a prompt, on both sides: the end of an answer is suppressed. The recipe's limit is 240."""
@@ -117,8 +74,8 @@ class Published:
         self.ends = model.generation_config.eos_token_id
 
     @torch.no_grad()
-    def answer(self, asked: Sequence[Request]) -> int:
-        """Answer all of ``asked`` in one batch; how many tokens were made."""
+    def answer(self, asked: Sequence[Request], **decoding: Any) -> int:
+        """Answer all of ``asked`` in one batch, by default with its beams; how many tokens were made."""
         clips = torch.from_numpy(np.concatenate([one.features for one in asked]))
         prompts = [f"{domain_sentence(None, one.instruction)} {one.instruction}" for one in asked]
         text = self.tokenizer(prompts, padding=True, padding_side="right", return_tensors="pt")
@@ -129,8 +86,7 @@ class Published:
             max_new_tokens=NEW_TOKENS,
             suppress_tokens=self.ends,
             pad_token_id=self.tokenizer.eos_token_id,
-            do_sample=False,
-            **BEAMS,
+            **(decoding or {"do_sample": False, **BEAMS}),
         )
         return int(out.numel())
 
@@ -159,7 +115,7 @@ def samples_per_second(answer: Callable[[], int], samples: int) -> float:
     return samples / seconds
 
 
-def tokens_made(running: TransformersEngine, asked: list[Request]) -> int:
+def tokens_made(running: Engine, asked: list[Request]) -> int:
     """Answer ``asked``; how many tokens were made."""
     return sum(answer.completion_tokens for answers in running.generate_many(asked) for answer in answers)
 
@@ -218,3 +174,112 @@ def published() -> Iterator[Result]:
             yield Result("generate/published", rate, baseline, "samples/s", PUBLISHED_IS, config)
     running.close()
     exact.close()
+
+
+# --- generate/evaluate and generate/prefer ---
+
+EVALUATED_IS = (
+    "the published beam-5 script, one sample at a time (the public record names no batch size; batches of 16 stand in "
+    "generate/published): beam 5, length penalty 0.5, early stopping, fp32, LoRA not merged"
+)
+PREFERRED_IS = (
+    "the published recipe: one example at a time, audio and prompt encoded again for each of the 5 passes, one a "
+    "temperature, fp32, LoRA not merged"
+)
+BASELINE_SAMPLES = 2
+"""One after another they all take the same: two a round say how long."""
+TOGETHER = 32
+"""Answers that the jobs' engine makes together (``evaluate.batch_size``)."""
+
+Way = tuple[str, torch.dtype, Engine, list[Request]]
+"""What is measured of ours: how it decodes, its number format, its engine, and what it is asked."""
+
+
+def with_vllm(dtype: torch.dtype) -> Engine | None:
+    """The vLLM engine of the same model, where vLLM is installed."""
+    if not vllm_installed():
+        return None
+    model, processor = build_model(ModelSettings(), dtype=dtype)
+    merge_lora(model)
+    model.generation_config.suppress_tokens = model.generation_config.eos_token_id
+    return vllm_engine(model, processor, "cpu", EngineSettings(max_num_seqs=TOGETHER))
+
+
+def against(bench: str, baseline_is: str, unit: str, baseline: Callable[[], int], ways: list[Way]) -> Iterator[Result]:
+    """Each way against the baseline, in turns, the quickest round of each; ``baseline`` returns its tokens."""
+    ours = [partial(tokens_made, engine, asked) for _, _, engine, asked in ways]
+    calls: list[Callable[[], int]] = [baseline, *ours]
+    rounds = [[answers_per_second(call) for call in calls] for _ in range(ROUNDS)]
+    slow, *rates = (max(column) for column in zip(*rounds, strict=True))
+    for (decoding, dtype, engine, asked), rate in zip(ways, rates, strict=True):
+        config = {
+            "decoding": decoding,
+            "engine": "vllm" if type(engine).__name__ == "VllmEngine" else "transformers",
+            "requests": len(asked),
+            "max_new_tokens": NEW_TOKENS,
+            "model": "smollm2-135m",
+            "dtype": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "rounds": ROUNDS,
+            "tokens_per_second": rate * NEW_TOKENS,
+            "baseline_tokens_per_second": slow * NEW_TOKENS,
+        }
+        yield Result(bench, rate, slow, unit, baseline_is, config)
+
+
+def answers_per_second(call: Callable[[], int]) -> float:
+    """Answers of ``NEW_TOKENS`` tokens a second of one call, which says how many tokens it made."""
+    started = time.perf_counter()
+    return call() / NEW_TOKENS / (time.perf_counter() - started)
+
+
+def evaluate() -> Iterator[Result]:
+    """Answers of a split: the same beams on both sides, then greedy as our job asks by default."""
+    fast = fast_dtype(gpu=False)
+    running, _ = ours(fast, packed=True)
+    exact, _ = ours(torch.float32)
+    theirs = Published(build_model(ModelSettings())[0], ModelSettings())
+    greedy = Sampling(max_new_tokens=NEW_TOKENS)
+    beams = replace(greedy, num_beams=BEAMS["num_beams"], length_penalty=BEAMS["length_penalty"])
+    ways: list[Way] = [
+        ("beam 5 on both sides", fast, running, requests(beams)),
+        ("beam 5 and fp32 on both sides", torch.float32, exact, requests(beams)),
+        ("ours greedy, theirs beam 5", fast, running, requests(greedy)),
+    ]
+    other = with_vllm(fast)
+    if other is not None:
+        ways.append(("ours greedy, theirs beam 5", fast, other, requests(greedy)))
+
+    def baseline() -> int:
+        return sum(theirs.answer([one]) for one in requests(beams)[:BASELINE_SAMPLES])
+
+    yield from against("generate/evaluate", EVALUATED_IS, "samples/s", baseline, ways)
+    for engine in {id(way[2]): way[2] for way in ways}.values():
+        engine.close()
+
+
+def candidates() -> list[Request]:
+    """Five requests an example, as the preference job asks: they share its recordings."""
+    plain = requests(Sampling(max_new_tokens=NEW_TOKENS, seed=0))
+    temperatures = PreferSettings().temperatures
+    return [replace(one, sampling=replace(one.sampling, temperature=t)) for one in plain for t in temperatures]
+
+
+def prefer() -> Iterator[Result]:
+    """Candidates at the published temperatures."""
+    fast = fast_dtype(gpu=False)
+    running, _ = ours(fast, packed=True)
+    running.max_batch = TOGETHER
+    theirs = Published(build_model(ModelSettings())[0], ModelSettings())
+    ways: list[Way] = [("sampled at 5 temperatures on both sides", fast, running, candidates())]
+    other = with_vllm(fast)
+    if other is not None:
+        ways.append(("sampled at 5 temperatures on both sides", fast, other, candidates()))
+
+    def baseline() -> int:
+        one = requests(Sampling())[0]
+        return sum(theirs.answer([one], do_sample=True, temperature=t) for t in PreferSettings().temperatures)
+
+    yield from against("generate/prefer", PREFERRED_IS, "candidates/s", baseline, ways)
+    for _, _, engine, _ in ways:
+        engine.close()

@@ -119,7 +119,7 @@ class Answerer:
             torch.set_num_threads(1)
         device = "cuda" if pool.use_gpu else "cpu"
         self._engine = load_engine(
-            pool.checkpoint, pool.storage, pool.kind, device=device, max_batch=pool.max_batch, settings=pool.limits
+            pool.checkpoint, pool.storage, pool.engine, device=device, max_batch=pool.max_batch, settings=pool.limits
         )
         self._features = features
 

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -170,6 +170,7 @@ class VllmEngine:
             while len(batch) < ENCODED_TOGETHER and not self._to_encode.empty():
                 batch.append(self._to_encode.get_nowait())
             batch = [(prompt, done) for prompt, done in batch if not done.cancelled()]
+            embeds: Sequence[torch.Tensor | Exception]
             try:
                 embeds = await self._loop.run_in_executor(
                     self._encoding, self._encoder, [prompt for prompt, _ in batch]
@@ -177,9 +178,11 @@ class VllmEngine:
             except Exception as error:
                 embeds = [error] * len(batch)
             for (_, done), found in zip(batch, embeds, strict=True):
+                if done.done():  # nobody waits for it any more
+                    continue
                 if isinstance(found, Exception):
-                    done.done() or done.set_exception(found)
-                elif not done.done():
+                    done.set_exception(found)
+                else:
                     done.set_result(found)
 
     async def _answer(self, row: Row, embeds: asyncio.Task[torch.Tensor]) -> None:
@@ -282,7 +285,7 @@ def _bias(config: Any) -> dict[int, float] | None:
     Raises:
         UserError: the settings ask for what the transformers engine alone does.
     """
-    neutral = (None, 0, 1.0, [], {})
+    neutral: tuple[Any, ...] = (None, 0, 1.0, [], {})
     asked = [name for name in _UNUSABLE if getattr(config, name, None) not in neutral]
     if asked:
         raise UserError(

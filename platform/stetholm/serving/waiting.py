@@ -20,7 +20,7 @@ class Waiting:
         on_cancel: called, in whatever thread, when nobody wants the answer any more.
     """
 
-    def __init__(self, request: Request, on_cancel: Callable[[], None] | None = None) -> None:
+    def __init__(self, request: Request, on_cancel: Callable[[], object] | None = None) -> None:
         self.request = request
         self.rows: list[Row] = []
         self.cancelled = False
