@@ -25,7 +25,7 @@ def test_it_leaves_the_embedded_defaults_in_force():
 
 def test_the_settings_shown_in_its_comments_exist():
     """Uncommenting all of it gives valid settings."""
-    lines = FILE.read_text().split("cluster_name:")[0].splitlines()
+    lines = FILE.read_text().split("  # What only Kubernetes")[0].splitlines()
     start = lines.index("  stetholm:") + 1
     shown = [line.replace("# ", "", 1) if is_setting(line) else line for line in lines[start:]]
     tree = yaml.safe_load("\n".join(without_duplicates(shown)))
