@@ -30,7 +30,7 @@ from stetholm.evaluation.signoff import require_signed_off
 from stetholm.serving.analysis import Evidence
 from stetholm.serving.engine import Completion, Delta, Request, collect
 from stetholm.serving.identity import ModelCard, read_card
-from stetholm.settings import AudioSettings, ServeSettings, Settings, load_settings
+from stetholm.settings import AudioSettings, EngineKind, EngineSettings, ServeSettings, Settings, load_settings
 from stetholm.storage import Storage, open_storage
 
 HEALTH_PERIOD_S = 10.0
@@ -45,13 +45,20 @@ INGRESS_CONCURRENCY = 512
 class StethoLM:
     """A model replica."""
 
-    def __init__(self, checkpoint: str, storage: Storage, max_batch: int) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        storage: Storage,
+        max_batch: int,
+        engine: EngineKind = "auto",
+        limits: EngineSettings | None = None,
+    ) -> None:
         """Load the checkpoint and answer a first question."""
         # Here, because the ingress replicas import this module and need no torch.
         from stetholm.serving.evidence import explainer_of
         from stetholm.serving.load import load_engine
 
-        self._engine = load_engine(checkpoint, storage, max_batch=max_batch)
+        self._engine = load_engine(checkpoint, storage, engine, max_batch=max_batch, settings=limits)
         self._engine.generate_many([PROBE])
         self._backend = EngineBackend(self._engine, explainer_of(self._engine, checkpoint, storage))
         self._metrics = ModelMetrics()
@@ -164,7 +171,7 @@ def build(settings: Settings, storage: Storage) -> Application:
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         max_constructor_retry_count=2,
-    ).bind(card.checkpoint, storage, in_flight)
+    ).bind(card.checkpoint, storage, in_flight, options.engine, settings.engine)
     ingress = Ingress.options(ray_actor_options={"num_cpus": INGRESS_CPUS})  # type: ignore[attr-defined]
     keys = load_keys(options.api_keys_file, options.key_limits)
     meter = Meter.bind() if keys.limited else None  # type: ignore[attr-defined]

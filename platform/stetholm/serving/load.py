@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def choose_engine(kind: EngineKind, gpu: bool, online: bool = False) -> EngineKind:
-    """What ``auto`` means: vLLM where it is installed and either there is a GPU or requests come one by one.
+def choose_engine(kind: EngineKind, gpu: bool) -> EngineKind:
+    """What ``auto`` means: vLLM on a GPU, where it is installed.
 
-    Jobs on a CPU have their requests all at once: there, loading vLLM takes longer than it gains on small splits.
+    On a CPU it takes some 20 s longer to load, which only long jobs and busy endpoints earn back: they name it.
     """
     if kind != "auto":
         return kind
-    return "vllm" if vllm_installed() and (gpu or online) else "transformers"
+    return "vllm" if gpu and vllm_installed() else "transformers"
 
 
 def load_engine(
@@ -43,7 +43,6 @@ def load_engine(
     dtype: torch.dtype | None = None,
     max_batch: int = 32,
     settings: EngineSettings | None = None,
-    online: bool = False,
 ) -> Engine:
     """Load a checkpoint with its LoRA merged, on the GPU where there is one, in bf16 where that is fast, else in fp32.
 
@@ -55,7 +54,6 @@ def load_engine(
         dtype: default: as ``settings`` say.
         max_batch: answers that the transformers engine makes together.
         settings: of vLLM.
-        online: whether requests come one by one (an endpoint).
 
     Raises:
         StorageError: nothing is there.
@@ -64,7 +62,7 @@ def load_engine(
     settings = settings or EngineSettings()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.startswith("cuda")
-    chosen = choose_engine(kind, gpu, online)
+    chosen = choose_engine(kind, gpu)
     if chosen == "vllm":
         require_vllm()  # before the long part
     dtype = dtype or _DTYPES.get(settings.dtype) or fast_dtype(gpu)
