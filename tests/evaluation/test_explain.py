@@ -26,7 +26,7 @@ def overrides(storage, tmp_path_factory):
     catalogue = [entry(f"r{number}", {"status": "abnormal"}, events=[WHEEZE, BREATH]) for number in range(3)]
     uri = make(storage, "explain", {"test": rows(range(4))}, catalogue)
     return [f"model.init_from={checkpoint}", f"corpus.uri={uri}", "explain.max_new_tokens=6", "explain.window=0.5",
-            "explain.hop=0.25"]  # fmt: skip
+            "explain.hop=0.25", "explain.grounding=none"]  # fmt: skip
 
 
 def settings(overrides, *more):
@@ -86,6 +86,13 @@ def test_an_interrupted_job_goes_on_where_it_was(storage, overrides, monkeypatch
     assert all(one["answer"] == one["reference"] for one in report["examples"])
 
 
+def test_examples_that_are_named(storage, overrides):
+    wanted = rows(range(4))[3]["sample_id"]
+    result = job.explain(settings(overrides, "run.name=explain-named", f"explain.sample_ids={wanted[:12]}"), storage)
+    (one,) = storage.read_json(f"{result['output']}/explain.json")["examples"]
+    assert one["name"].endswith(wanted[:8]) and one["instruction"] == rows(range(4))[3]["instruction"]
+
+
 def test_recordings_of_ones_own(storage, overrides, tmp_path):
     sound = np.random.default_rng(0).uniform(-0.5, 0.5, 6000)
     soundfile.write(tmp_path / "a.wav", sound, 4000)
@@ -114,6 +121,8 @@ def test_recordings_of_ones_own(storage, overrides, tmp_path):
         (["explain.audio=cluster.yaml", "explain.question=Hm?"], "cluster.yaml: not a readable"),
         (["explain.question=Hm?"], "needs recordings: set explain.audio"),
         (["explain.split=val"], "test"),
+        (["explain.sample_ids=xyz"], "'xyz' begins the id of no example of split 'test'"),
+        (["explain.sample_ids=['']"], "begins the id of no example"),
     ],
 )
 def test_bad_input_is_named(storage, overrides, more, message):

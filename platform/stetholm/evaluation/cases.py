@@ -81,12 +81,15 @@ def check_choice(chosen: ExplainSettings) -> None:
     """Refuse settings that contradict each other.
 
     Raises:
-        UserError: recordings without a question or with a reference answer, or a question without recordings.
+        UserError: recordings without a question, with a reference answer or with sample ids; a question without
+            recordings.
     """
     if chosen.audio and not chosen.question:
         raise UserError("explain.audio needs a question: set explain.question")
     if chosen.audio and chosen.answer == "reference":
         raise UserError("explain.answer=reference needs examples of a corpus: leave out explain.audio, or the answer")
+    if chosen.audio and chosen.sample_ids:
+        raise UserError("explain.sample_ids names examples of a corpus: leave out explain.audio, or the ids")
     if chosen.question and not chosen.audio:
         raise UserError("explain.question needs recordings: set explain.audio (examples have their own questions)")
 
@@ -108,18 +111,30 @@ def corpus_sha256(storage: Storage, corpus: str, split: str) -> str:
     return manifest.sha256
 
 
-def corpus_cases(storage: Storage, corpus: str, split: str, count: int, seed: int) -> list[Case]:
-    """``count`` examples of a split, of as many tasks as there is room for.
+def corpus_cases(
+    storage: Storage, corpus: str, split: str, count: int, seed: int, sample_ids: Sequence[str] = ()
+) -> list[Case]:
+    """``count`` examples of a split, of as many tasks as there is room for; or those named by (parts of) their ids.
 
     Raises:
         CorpusError: there is no corpus, or nothing in the split.
+        UserError: a sample id is none of the split, or begins several.
     """
-    examples = choose(read_examples(storage, corpus, split), count, seed)
+    everything = read_examples(storage, corpus, split)
+    examples = [_named(everything, name, split) for name in sample_ids] or choose(everything, count, seed)
     wanted = {example.sample_id for example in examples}
     rows = read_rows(storage, corpus, split, ("sample_id", "log_mel", "seconds"), wanted)
     sounds = {row["sample_id"]: row for row in rows}
     known = by_recording(read_catalog(storage, corpus, Manifest.load(storage, corpus)))
     return [_case(example, sounds[example.sample_id], known) for example in examples]
+
+
+def _named(examples: Sequence[Example], name: str, split: str) -> Example:
+    found = [example for example in examples if name and example.sample_id.startswith(name)]
+    if len(found) != 1:
+        what = "no example" if not found else f"{len(found)} examples"
+        raise UserError(f"explain.sample_ids: {name!r} begins the id of {what} of split {split!r}: give one's id")
+    return found[0]
 
 
 def _case(example: Example, sounds: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Case:

@@ -2,8 +2,8 @@
 
     python jobs/explain.py --set run.name=demo
 
-Writes ``runs/<run.name>/explain/``: ``attention-*.png`` and ``occlusion-*.png`` of each example, and ``explain.json``.
-docs/explain.md says what they mean.
+Writes ``runs/<run.name>/explain/``: ``attention-*.png`` and ``occlusion-*.png`` of each example, ``explain.json``, and
+for a split ``grounding.md``, ``grounding.json`` and ``grounding.parquet``. docs/explain.md says what they mean.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 import torch
 
 from stetholm.evaluation.cases import Case, check_choice, corpus_cases, corpus_sha256, read_sounds, sound_case
+from stetholm.evaluation.grounding import brief, forget, ground
+from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.metrics import mean
 from stetholm.model.checkpoint import load_checkpoint
 from stetholm.model.explain import Attention, Occlusion, Timeline, attention, occlusion
 from stetholm.progress import Progress
+from stetholm.ray_session import ray_session
 from stetholm.runs import corpus_uri, digest, finished, record, require_checkpoint, run_uri
 from stetholm.settings import Settings
 from stetholm.storage import Storage
@@ -42,7 +45,8 @@ def explain(settings: Settings, storage: Storage) -> dict[str, Any]:
     Returns:
         ``output`` (URI), ``examples``, ``attention_on_audio`` (mean share of the answers' attention), and where
         recordings have annotated events ``evidence_in_events`` and ``time_in_events``: the mean share of the positive
-        evidence that lies in them, and of the time that they take.
+        evidence that lies in them, and of the time that they take. Of a corpus ``grounding``: by answer and condition,
+        the mean drop of the log-probability with its interval (see :mod:`stetholm.evaluation.grounding`).
 
     Raises:
         UserError: no checkpoint, no corpus, nothing in the split, a recording that cannot be used, or settings that
@@ -61,9 +65,18 @@ def explain(settings: Settings, storage: Storage) -> dict[str, Any]:
     result = finished(settings, storage, JOB, inputs)
     if result is None:
         own = [sound_case(str(chosen.question), sounds)] if sounds else None
-        cases = own or corpus_cases(storage, corpus, chosen.split, chosen.examples, settings.run.seed)
+        cases = own or corpus_cases(
+            storage, corpus, chosen.split, chosen.examples, settings.run.seed, chosen.sample_ids
+        )
         result = _run(settings, storage, checkpoint, cases, inputs)
+        job = GenerationJob(JOB, settings, storage, checkpoint, corpus, chosen.split, inputs)
+        if not sounds and chosen.grounding != "none":
+            with ray_session():
+                report = ground(job)
+            result |= {"grounding": brief(report), "grounding_examples": report["examples"]}
+            forget(job)
         record(settings, storage, JOB, result, inputs)
+        storage.remove_dir(_parts(settings, storage, inputs))
     _print_paths(storage, str(result["output"]))
     return result
 
@@ -73,7 +86,7 @@ def _run(
 ) -> dict[str, Any]:
     """Explain each case that an earlier attempt has not, and put all together."""
     output = run_uri(settings, storage, JOB)
-    parts = f"{output}/parts-{digest(inputs)}"
+    parts = _parts(settings, storage, inputs)
 
     @cache
     def loaded() -> Any:
@@ -89,8 +102,12 @@ def _run(
             found.append(storage.read_json(part))
         progress.update(len(cases))
     storage.write_json(f"{output}/explain.json", {**inputs, "no_findings": sorted(NO_FINDINGS), "examples": found})
-    storage.remove_dir(parts)
     return {"output": output, **_totals(found)}
+
+
+def _parts(settings: Settings, storage: Storage, inputs: dict[str, Any]) -> str:
+    """URI of the numbers of each case, until all are there."""
+    return f"{run_uri(settings, storage, JOB)}/parts-{digest(inputs)}"
 
 
 def _load(settings: Settings, storage: Storage, checkpoint: str) -> tuple[Any, Any]:
@@ -193,6 +210,8 @@ def _print_paths(storage: Storage, output: str) -> None:
         for picture in one["pictures"]:
             print(f"  {output}/{picture}")
     print(f"numbers: {output}/explain.json")
+    if storage.exists(f"{output}/grounding.md"):
+        print(storage.read_text(f"{output}/grounding.md"))
     folder = storage.on_this_machine(output)
     if folder is not None:
         print(f"  on this machine: {folder}")
