@@ -19,6 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from stetholm.errors import UserError
+from stetholm.model.adapted import AdaptedLinear
 from stetholm.settings import LoraSettings
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def inject_lora(language_model: nn.Module, name: str, adapter: dict[str, Any]) -
     config = LoraConfig(
         r=adapter["r"], lora_alpha=adapter["alpha"], lora_dropout=adapter["dropout"], target_modules=targets or TARGETS
     )
+    config._register_custom_module({nn.Linear: AdaptedLinear})
     with warnings.catch_warnings():
         # Several adapters at once are meant.
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
