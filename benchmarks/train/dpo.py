@@ -13,9 +13,8 @@ from benchmarks.train.sides import started
 from stetholm.settings import TrainSettings
 from stetholm.training.fit import worker_environment
 
-PAIRS = 8
-"""A turn, on both sides."""
-BATCH, ROUNDS = 8, 6
+BATCH, ROUNDS = 8, 8
+"""Pairs of a turn, on both sides; turns in which both go through all pairs."""
 RECIPE_IS = (
     "the published recipe: fp32, one pair a step, policy and reference as two models in memory, six forwards with "
     "logits of every position, AdamW over LoRA and projector"
@@ -24,12 +23,12 @@ RECIPE_IS = (
 
 def dpo() -> Iterator[Result]:
     """Eight pairs a step, as they come (bf16 where that is fast) and in fp32."""
-    shared: dict[str, Any] = {"stage": "dpo", "batch_size": BATCH, "variables": worker_environment(TrainSettings())}
+    shared: dict[str, Any] = {"stage": "dpo", "batch_size": BATCH, "samples": BATCH * ROUNDS}
+    shared["variables"] = worker_environment(TrainSettings())
     with (
         started(train_ours, **shared) as fast,
         started(train_ours, precision="fp32", **shared) as exact,
-        started(recipes.train_dpo) as recipe,
+        started(recipes.train_dpo, samples=BATCH * ROUNDS) as recipe,
     ):
         sides = {"auto": fast, "fp32": exact, "recipe": recipe}
-        counts = PAIRS // BATCH, PAIRS
-        yield from against_recipe("train/dpo", sides, *counts, RECIPE_IS, unit="pairs/s", batch=BATCH, rounds=ROUNDS)
+        yield from against_recipe("train/dpo", sides, 1, BATCH, RECIPE_IS, unit="pairs/s", batch=BATCH, rounds=ROUNDS)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from benchmarks.train.samples import MemoryStream, training_pairs
+from benchmarks.train.samples import COUNT, MemoryStream, training_pairs
 from benchmarks.train.sides import Pace
 from stetholm.settings import Settings, StageName
 from stetholm.storage import Storage
@@ -38,21 +38,24 @@ def stage_job(stage: StageName, model: Mapping[str, Any] | None = None, **train:
     return StageJob(stage, settings, Storage("s3://memory"), "memory", Lineage(stage, "bench", None, "memory", "", ""))
 
 
-def train_ours(pace: Pace, *, stage: StageName, model: Mapping[str, Any] | None = None, **train: Any) -> None:
+def train_ours(
+    pace: Pace, *, stage: StageName, model: Mapping[str, Any] | None = None, samples: int = COUNT, **train: Any
+) -> None:
     """The loop of our side: one rank.
 
     Args:
         pace: whose turn it is.
         stage: sft or dpo.
         model: settings of the model.
+        samples: how many there are; they come again and again.
         train: settings of the stage.
     """
     torch.manual_seed(0)
     join_group(bool(train.get("use_gpu")))
-    paced_stage(pace, stage_job(stage, model, **train))
+    paced_stage(pace, stage_job(stage, model, **train), samples)
 
 
-def paced_stage(pace: Pace, job: StageJob) -> None:
+def paced_stage(pace: Pace, job: StageJob, samples: int = COUNT) -> None:
     """``run_stage`` on rows in memory; its steps are made when ``pace`` says so."""
     make_trainer = worker.trainer_for
 
@@ -62,7 +65,7 @@ def paced_stage(pace: Pace, job: StageJob) -> None:
         return trainer
 
     vars(worker)["trainer_for"] = paced_trainer
-    with contextlib.suppress(Over), read_from_memory(training_pairs()):
+    with contextlib.suppress(Over), read_from_memory(training_pairs(samples)):
         worker.run_stage(job, None, _no_checkpoint)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 from benchmarks.published_model import PublishedModel, padded
-from benchmarks.train.samples import training_pairs
+from benchmarks.train.samples import COUNT, training_pairs
 from benchmarks.train.sides import Pace
 from stetholm.audio.degrade import degrade
 from stetholm.corpus.stream import read_features
@@ -121,9 +121,9 @@ class PublishedMdpo:
         return logps[start - 1 : PREFIX + len(text) - 1].gather(1, wanted[:, None]).mean()
 
 
-def train_sft(pace: Pace) -> None:
+def train_sft(pace: Pace, samples: int = COUNT) -> None:
     """The recipe's side of ``train/sft``."""
-    model, rows, eos = _parts("sft")
+    model, rows, eos = _parts("sft", samples)
     recipe = PublishedSft(model, eos)
     batches = cycle([rows[start : start + BATCH] for start in range(0, len(rows), BATCH)])
     going = pace.ready()
@@ -133,9 +133,9 @@ def train_sft(pace: Pace) -> None:
         going = pace.step(len(batch), sum(len(row["input_ids"]) for row in batch))
 
 
-def train_dpo(pace: Pace) -> None:
+def train_dpo(pace: Pace, samples: int = COUNT) -> None:
     """The recipe's side of ``train/dpo``."""
-    model, rows, eos = _parts("dpo")
+    model, rows, eos = _parts("dpo", samples)
     recipe = PublishedMdpo(model, eos)
     recipe.train()
     going, pairs = pace.ready(), cycle(rows)
@@ -145,13 +145,13 @@ def train_dpo(pace: Pace) -> None:
         going = pace.step(1, 2 * len(row["input_ids"]) + len(row["rejected_input_ids"]))
 
 
-def _parts(stage: str) -> tuple[PublishedModel, list[Row], int]:
+def _parts(stage: str, samples: int) -> tuple[PublishedModel, list[Row], int]:
     """The embedded model as published, and the rows, tokenised ahead."""
     torch.manual_seed(0)
     settings = ModelSettings(projector_dropout=0.5)
     ours, processor = build_model(settings)
     prepare = Prepare(processor, 256, answers_of(stage))
-    rows = [row | prepare(row) | {"epoch": 0} for row in training_pairs()]
+    rows = [row | prepare(row) | {"epoch": 0} for row in training_pairs(samples)]
     return PublishedModel(ours, settings), rows, int(processor.tokenizer.eos_token_id)
 
 

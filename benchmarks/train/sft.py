@@ -16,7 +16,8 @@ from stetholm.training.fit import worker_environment
 STEPS = 2
 """Of a turn."""
 ROUNDS = COUNT // (recipes.BATCH * STEPS)
-"""Each side goes once through all samples. Rates are of all turns together: ours are of like length each."""
+"""Each side goes once through all samples, ours once before to warm up. Rates are of all turns together: our batches
+are of like length each."""
 RECIPE_IS = (
     "the published recipe: fp32, batch 16 as the samples come, logits of every position, a loop over the samples for "
     "their losses, AdamW over LoRA, projector and encoder"
@@ -36,7 +37,7 @@ def sft() -> Iterator[Result]:
         started(recipes.train_sft) as recipe,
     ):
         sides = {"auto": fast, "fp32": exact, "recipe": recipe}
-        yield from against_recipe("train/sft", sides, STEPS, STEPS, RECIPE_IS, unit="samples/s")
+        yield from against_recipe("train/sft", sides, STEPS, STEPS, RECIPE_IS, unit="samples/s", rounds=ROUNDS)
 
 
 def against_recipe(
@@ -50,11 +51,14 @@ def against_recipe(
         ours: steps of our turns.
         theirs: steps of the recipe's.
         recipe_is: in words.
-        more: ``unit``, and what else the results' configuration holds.
+        more: ``unit``; ``rounds``, which are one way through all samples; what else the results' configuration holds.
     """
     unit = more.pop("unit")
+    rounds = more.pop("rounds")
     steps = {name: theirs if name == "recipe" else ours for name in sides}
-    turns = in_turns(sides, rounds=more.pop("rounds", ROUNDS), steps=steps)
+    turns = in_turns(
+        sides, rounds=rounds, steps=steps, warm={name: ours * rounds for name in sides if name != "recipe"}
+    )
     peaks = {name: side.end() for name, side in sides.items()}
     for name in sides:
         if name == "recipe":

@@ -149,16 +149,19 @@ def started(
         side.stop()
 
 
-def in_turns(sides: Mapping[str, Side], *, rounds: int, steps: Mapping[str, int]) -> dict[str, list[Turn]]:
-    """The turns of each side, after one to warm up; every second round in the opposite order.
+def in_turns(
+    sides: Mapping[str, Side], *, rounds: int, steps: Mapping[str, int], warm: Mapping[str, int] | None = None
+) -> dict[str, list[Turn]]:
+    """The turns of each side, after some steps to warm up; every second round in the opposite order.
 
     Args:
         sides: by name.
         rounds: turns of each.
         steps: of one turn, by name.
+        warm: steps before the first turn, by name; default: two, or one where a turn has no more.
     """
     for name, side in sides.items():
-        side.turn(min(steps[name], 2))
+        side.turn((warm or {}).get(name) or min(steps[name], 2))
     turns: dict[str, list[Turn]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
