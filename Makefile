@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve stop test test-long lint format bench bench-data bench-model bench-train bench-generate bench-encoders bench-serve
+.PHONY: help setup demo serve stop status docs test test-long lint format bench bench-data bench-model bench-train bench-generate bench-encoders bench-serve
 
 # The newest suitable Python; make PYTHON=/path/to/python to choose another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -14,6 +14,7 @@ SET ?=
 JSONL ?=
 AUDIO ?=
 MODEL ?=
+ADDRESS ?=
 PYTEST ?=
 
 help: ## list the targets
@@ -35,6 +36,12 @@ serve: setup ## keep an endpoint up in the foreground: make serve MODEL=<checkpo
 
 stop: setup ## end what our own commands started (by recorded process id), nothing else
 	@$(BIN)/python -m stetholm.processes stop
+
+status: setup ## what runs where: our processes, Ray's nodes, jobs, the endpoint. ADDRESS=<dashboard>
+	@$(BIN)/python -m stetholm.cluster status $(if $(ADDRESS),--address "$(ADDRESS)")
+
+docs: setup ## the site of docs/, into build/site; a warning fails it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "build/site/index.html"
 
 test: setup ## the tests; PYTEST="-k name" for some of them
 	@$(BIN)/python -m pytest -m "not long" -rs $(PYTEST)

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from stetholm.settings import Settings
 from stetholm.settings.load import ENVIRONMENT_PREFIX
 
-
 SECRETS = ("storage.access_key", "storage.secret_key")
 """Never rendered: nodes get them as their environment, from a Secret or a role."""
 
