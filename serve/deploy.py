@@ -20,16 +20,15 @@ from ray import serve
 
 from serve.app import build
 from serve.service import now
+from stetholm.cluster.serve_config import APPLICATION as APP_NAME
+from stetholm.cluster.serve_config import SLACK_S
 from stetholm.errors import UserError
 from stetholm.job import run_job
 from stetholm.ray_session import ray_session
 from stetholm.settings import ServeSettings, Settings
 from stetholm.storage import Storage
 
-APP_NAME = "stetholm"
 READY_TIMEOUT_S = 300.0
-SLACK_S = 10.0
-"""Serve's own timeout comes this much after ours, which answers better."""
 
 
 def base_url(settings: ServeSettings) -> str:
