@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import yaml
@@ -39,9 +40,7 @@ JOB_TTL_S = 600
 
 def ray_version() -> str:
     """Of this environment, which the image is made from too."""
-    import ray
-
-    return ray.__version__
+    return version("ray")
 
 
 def ray_cluster(described: Described) -> dict[str, Any]:
