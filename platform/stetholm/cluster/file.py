@@ -88,8 +88,8 @@ class _Metadata(_Part):
 class ClusterFile(_Part):
     """The whole file, less the platform's settings."""
 
-    cluster_name: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,46}[a-z0-9])?$")
-    """Kubernetes' rule for names, with room for what the operator adds; stricter than Ray's."""
+    cluster_name: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$")
+    """Kubernetes' rule for names, with room for a job's name; KubeRay allows 47 characters in all."""
     provider: dict[str, Any] = {}
     max_workers: int = Field(2, ge=0)
     idle_timeout_minutes: float = Field(5.0, ge=0)

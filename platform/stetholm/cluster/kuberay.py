@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -26,6 +27,7 @@ from stetholm.cluster.manifests import (
     WorkerGroupSpec,
 )
 from stetholm.cluster.serve_config import serve_config
+from stetholm.errors import UserError
 from stetholm.settings import Settings
 
 HOME = "/opt/stetholm"
@@ -52,12 +54,18 @@ def ray_cluster(described: Described) -> dict[str, Any]:
 
 
 def ray_job(described: Described, job: str = "pipeline") -> dict[str, Any]:
-    """A RayJob: a cluster, the job, and the cluster's end. A retry continues the run, as its run.name is the same."""
+    """A RayJob: a cluster, the job, and the cluster's end. A retry continues the run, as its run.name is the same.
+
+    Raises:
+        UserError: ``job`` cannot be a script of ``jobs/``.
+    """
+    if not re.fullmatch("[a-z_]{1,14}", job):
+        raise UserError(f"--job {job}: the name of a script of jobs/, as in --job sft")
     cluster, settings = described.cluster, described.settings
     wait = math.ceil(settings.train.grace_seconds) + STOP_SLACK_S
     runtime = {"env_vars": {**environment(settings), "RAY_JOB_STOP_WAIT_TIME_S": str(wait)}}
     spec = RayJobSpec(
-        entrypoint=f"cd {HOME} && python jobs/{job}.py",
+        entrypoint=f"python {HOME}/jobs/{job}.py",
         runtime_env_yaml=yaml.safe_dump(runtime, sort_keys=False),
         backoff_limit=JOB_RETRIES,
         shutdown_after_job_finishes=True,
