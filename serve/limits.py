@@ -6,6 +6,7 @@ begins with the first request. Counts are kept in memory and begin anew when the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -23,6 +24,8 @@ from ray.serve.handle import DeploymentHandle
 from stetholm.errors import UserError
 
 logger = logging.getLogger("stetholm.serve")
+PATIENCE_S = 2.0
+"""The meter answers within milliseconds, or is being started again."""
 RATE_SECONDS = 3600
 """Windows up to here are rates, longer ones quotas."""
 
@@ -100,8 +103,9 @@ class SharedLimiter:
     async def take(self, name: str, limits: str) -> Refusal | None:
         """See :class:`Limiter`. While the meter is away requests pass: their key is known, only not how many."""
         try:
-            refusal: Refusal | None = await self._take.remote(name, limits)
-        except (RayError, RayServeException) as error:
+            async with asyncio.timeout(PATIENCE_S):
+                refusal: Refusal | None = await self._take.remote(name, limits)
+        except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the meter of limits does not answer (%s): requests pass uncounted", type(error).__name__)
             return None
         return refusal

@@ -1,15 +1,19 @@
 """What an answer rests on, with the engine's own model and with a copy."""
 
+import copy
 import threading
 
 import numpy as np
 import pytest
+import torch
 
+from stetholm.model.packed import can_pack, pack
 from stetholm.serving.engine import Request, Sampling
 from stetholm.serving.evidence import Explainer, explainer_of
 from stetholm.serving.listening import listen, stack
 from stetholm.settings import AudioSettings
 from tests.serving.sounds import wav
+from tests.serving.tiny import tiny_model
 
 QUESTION = "Is this heart sound normal?"
 
@@ -52,6 +56,19 @@ def test_an_engine_without_a_model_of_its_own_needs_a_checkpoint(parts):
     explainer = Explainer(lambda: loaded.append(1) or parts)
     asked = as_asked("It is normal.", 2.0)
     assert not loaded and explainer.explain(*asked) == explainer.explain(*asked) and len(loaded) == 1
+
+
+@pytest.mark.skipif(not can_pack(), reason="this processor or torch packs no bf16 weights")
+def test_a_packed_bf16_model_explains_as_the_fp32_one():
+    """As the endpoint loads it on a CPU; evidence is rounded to about a hundredth."""
+    asked = as_asked("It is normal.", 3.0)
+    model, processor = tiny_model()
+    [exact] = Explainer(lambda: (model, processor)).explain(*asked)
+    packed = copy.deepcopy(model).to(torch.bfloat16)
+    pack(packed)
+    [rounded] = Explainer(lambda: (packed, processor)).explain(*asked)
+    differences = [abs(a.value - b.value) for a, b in zip(exact.seconds, rounded.seconds, strict=True)]
+    assert max(differences) < 0.05
 
 
 def test_it_explains_while_the_engine_generates(engine):
