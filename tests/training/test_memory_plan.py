@@ -24,7 +24,7 @@ from stetholm.training.memory_plan import (
     table,
 )
 
-PRESETS = sorted((Path(__file__).parents[2] / "platform/stetholm/presets").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).parents[2] / "platform/stetholm/presets").glob("medgemma-*.yaml"))
 SIZE = {
     "vocab_size": 512,
     "hidden_size": 96,
