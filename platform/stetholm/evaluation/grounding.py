@@ -271,7 +271,8 @@ def _report(
 
 
 def _patient(example: Example) -> str:
-    return f"{example.dataset}/{example.patient}"
+    """To whom an example belongs; a comparison of several patients (joined with ``+``) to its first."""
+    return f"{example.dataset}/{example.patient.split('+')[0]}"
 
 
 def _estimate(values: NDArray[Any], examples: Sequence[Example], draws: int, seed: int) -> dict[str, Any]:

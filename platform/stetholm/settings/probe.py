@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stetholm.settings.base import Section
 
@@ -42,3 +42,9 @@ class ProbeSettings(Section):
     """Recordings that an encoder or an engine takes together."""
     draws: int = Field(2000, ge=100)
     """Of the bootstrap over patients."""
+
+    @model_validator(mode="after")
+    def _judged_apart(self) -> ProbeSettings:
+        if self.test in self.fit:
+            raise ValueError(f"test {self.test!r} is one of fit {self.fit}: probes would be judged on what they know")
+        return self

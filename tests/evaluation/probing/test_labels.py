@@ -91,7 +91,7 @@ def test_what_cannot_be_probed_is_told(storage, hearts, chosen, message):
 
 def test_a_corpus_of_one_class_is_refused(storage):
     uri = make(storage, "probe-one", {"train": rows(6)[::2], "test": rows(6, first=6)[::2]})
-    with pytest.raises(UserError, match=r"no two classes to tell apart.*only 'normal'"):
+    with pytest.raises(UserError, match=r"nothing to probe: heart abnormal: .*only 'normal'"):
         tasks(storage, uri)
 
 

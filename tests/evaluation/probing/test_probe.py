@@ -12,7 +12,7 @@ from PIL import Image
 from stetholm.errors import UserError
 from stetholm.evaluation.probing import features, probe
 from stetholm.evaluation.probing.zero_shot import TextSimilarity, scores
-from stetholm.settings import load_settings
+from stetholm.settings import SettingsError, load_settings
 from tests.corpus.inspected import make
 from tests.evaluation.corpus import make_checkpoint, rows
 
@@ -88,6 +88,11 @@ def test_features_of_an_interrupted_job_are_not_made_again(storage, overrides, r
 def test_bad_input_is_named(storage, overrides, ray_cluster, more, message):
     with pytest.raises(UserError, match=message):
         probe.probe(settings(overrides, "run.name=probe-bad", *more), storage)
+
+
+def test_probes_are_not_judged_on_what_they_know(overrides):
+    with pytest.raises(SettingsError, match="test 'train' is one of fit"):
+        settings(overrides, "probe.test=train")
 
 
 def test_statistics_need_no_checkpoint_but_reports_do(storage, overrides):

@@ -184,7 +184,7 @@ def choose_tasks(corpus: Corpus, classes: ClassFile, chosen: ProbeSettings, seed
         elif len(labelled.recordings):
             reasons.append(f"{name}: {reason}")
     if not found:
-        raise UserError(f"the corpus has no two classes to tell apart ({'; '.join(reasons) or 'nothing is labelled'})")
+        raise UserError(f"the corpus has nothing to probe: {'; '.join(reasons) or 'no recording is of a class'}")
     for reason in reasons:
         print(f"probe: left out: {reason}")
     return found
