@@ -1,6 +1,7 @@
 """Put the endpoint up: ``python -m serve.deploy [--config cluster.yaml] --set serve.model=s3://…``.
 
-Runs in the foreground until Ctrl-C or SIGTERM and then leaves nothing running.
+Runs in the foreground until Ctrl-C or SIGTERM and then leaves nothing running. A checkpoint that has not passed its
+gate is refused, unless ``--force`` is given.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -20,9 +22,11 @@ from ray import serve
 
 from serve.app import build
 from serve.service import now
+from stetholm import runs
 from stetholm.cluster.serve_config import APPLICATION as APP_NAME
 from stetholm.cluster.serve_config import SLACK_S
 from stetholm.errors import UserError
+from stetholm.evaluation.signoff import require_signed_off
 from stetholm.job import run_job
 from stetholm.ray_session import ray_session
 from stetholm.settings import ServeSettings, Settings
@@ -149,10 +153,17 @@ def main(settings: Settings, storage: Storage) -> dict[str, Any]:
     started = now()
     require_free_port(settings.serve.host, settings.serve.port)
     build(settings, storage)  # for what it refuses, before Ray starts
+    model = settings.serve.model or runs.require_checkpoint(settings, storage)
+    print(require_signed_off(model, storage, settings.serve.gate), file=sys.stderr, flush=True)
     with ray_session():
         url = deploy(settings, storage, block=True)
     return {"output": url, "started": started}
 
 
+def with_force(arguments: list[str]) -> list[str]:
+    """``--force`` is short for ``--set serve.gate=ignore``."""
+    return ["--set=serve.gate=ignore" if one == "--force" else one for one in arguments]
+
+
 if __name__ == "__main__":
-    run_job("serve", main)
+    run_job("serve", main, with_force(sys.argv[1:]))

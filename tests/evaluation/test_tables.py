@@ -9,13 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from stetholm.errors import UserError
-from stetholm.evaluation.conditions import AUDIO, CONDITIONS, SHUFFLED, WITHHELD, derangement, question
+from stetholm.evaluation.conditions import ASKED, AUDIO, SHUFFLED, WITHHELD, derangement, question
 from stetholm.evaluation.examples import Example, choose
-from stetholm.evaluation.gate import check_gate, judge_gate
 from stetholm.evaluation.generation import Question
-from stetholm.evaluation.scoring import binary, figures, grouped, score, to_table
-from stetholm.evaluation.table import WIDTH, print_table, rows, to_markdown
+from stetholm.evaluation.scoring import binary, cells, figures, grouped, score, to_table
+from stetholm.evaluation.table import WIDTH, header, print_table, rows, to_markdown
+from stetholm.evaluation.verdicts import Verdict
 from stetholm.serving.engine import Sampling
 
 TASKS = ("Classification", "Report", "Differential Diagnosis")
@@ -65,7 +64,7 @@ def test_every_recording_is_exchanged_for_another_of_its_dataset(places, seed):
 
 def test_questions_of_the_conditions_differ_in_their_recordings_alone():
     one = example(0, recordings=("a", "b"))
-    asked = {name: question(one, name, {"a": "b", "b": "a"}, Sampling()) for name in CONDITIONS}
+    asked = {name: question(one, name, {"a": "b", "b": "a"}, Sampling()) for name in ASKED}
     assert asked[AUDIO].recordings == ("a", "b")
     assert asked[WITHHELD].recordings == ()
     assert asked[SHUFFLED].recordings == ("b", "a")
@@ -92,19 +91,41 @@ def scored():
 def report(scored):
     return {
         "checkpoint": "s3://b/c", "split": "test", "examples": 4, "split_rows": 9, "scorer": "overlap",
-        "overall": {name: figures(scored, name) for name in CONDITIONS},
-        "tasks": grouped(scored, lambda one: one.task, CONDITIONS),
-        "binary": binary(scored, CONDITIONS),
+        "overall": figures(scored, ASKED), "tasks": grouped(scored, lambda one: one.task, ASKED),
+        "binary": binary(scored, ASKED),
     }  # fmt: skip
 
 
 def test_figures_count_what_was_asked(scored):
-    assert figures(scored, AUDIO) == {
+    found = figures(scored, ASKED)
+    assert {key: found[AUDIO][key] for key in ("n", "bertscore_f1", "rouge1", "label_accuracy", "labelled")} == {
         "n": 4, "bertscore_f1": 1.0, "rouge1": 1.0, "label_accuracy": 1.0, "labelled": 4
     }  # fmt: skip
-    assert figures(scored, WITHHELD)["label_accuracy"] == 0.5
-    assert figures(scored, SHUFFLED)["n"] == 3
-    assert figures([], AUDIO)["label_accuracy"] is None
+    assert found[AUDIO]["clinical_accuracy"] is None and found[AUDIO]["judged"] == found[AUDIO]["unjudged"] == 0
+    assert found[AUDIO]["intervals"]["label_accuracy"] == [1.0, 1.0]
+    assert found[WITHHELD]["label_accuracy"] == 0.5
+    low, high = found[WITHHELD]["intervals"]["label_accuracy"]
+    assert 0 <= low < 0.5 < high <= 1
+    assert found[SHUFFLED]["n"] == 3
+    assert figures([], [AUDIO])[AUDIO]["label_accuracy"] is None
+
+
+def test_verdicts_are_counted_with_those_that_are_none():
+    verdicts = [Verdict(True, 1.0), Verdict(False, 0.2), Verdict(None, None, "no JSON")]
+    scored = score([example(i) for i in range(3)], {AUDIO: ["normal"] * 3}, word_overlap)
+    for one, verdict in zip(scored, verdicts, strict=True):
+        one.verdicts[AUDIO] = verdict
+    found = figures(scored, [AUDIO])[AUDIO]
+    assert (found["clinical_accuracy"], found["judged"], found["unjudged"]) == (0.5, 2, 1)
+    assert to_table(scored, [AUDIO])["judge_reason"].to_pylist()[2] == "no JSON"
+
+
+def test_cells_are_by_task_dataset_and_distribution():
+    examples = [example(i, TASKS[i % 2], "ab"[i // 4]) for i in range(8)]
+    found = cells(score(examples, {AUDIO: ["normal"] * 8}, word_overlap), [AUDIO])
+    assert [(one["task"], one["dataset"], one["conditions"][AUDIO]["n"]) for one in found] == [
+        ("Classification", "a", 2), ("Classification", "b", 2), ("Report", "a", 2), ("Report", "b", 2)
+    ]  # fmt: skip
 
 
 def test_balanced_accuracy_unmasks_a_constant_answer():
@@ -120,7 +141,7 @@ def test_binary_counts_classification_alone(report):
 
 
 def test_the_parquet_table_has_a_row_an_example_and_the_columns_of_each_condition(scored):
-    table = to_table(scored, CONDITIONS)
+    table = to_table(scored, ASKED)
     assert table.num_rows == 4
     names = {"sample_id", "task", "instruction", "reference", "prediction", "label_match",
              "prediction_withheld", "prediction_shuffled", "label_match_shuffled"}  # fmt: skip
@@ -132,7 +153,7 @@ def test_the_table_has_tasks_overall_controls_and_binary(report):
     names = [row[0] for row in rows(report)]
     assert names[:3] == ["Classification", "Report", "Overall"]
     assert "Overall, audio withheld" in names and "Normal or abnormal" in names
-    assert len({len(row) for row in rows(report)}) == 1
+    assert {len(row) for row in rows(report)} == {len(header(report))}
 
 
 def test_the_table_is_printed_within_its_width_and_names_the_backbone(report):
@@ -147,20 +168,7 @@ def test_the_table_is_printed_within_its_width_and_names_the_backbone(report):
 def test_a_table_without_controls_has_none(scored):
     report = {
         "checkpoint": "c", "split": "test", "examples": 4, "split_rows": 4, "scorer": "overlap",
-        "overall": {AUDIO: figures(scored, AUDIO)}, "tasks": grouped(scored, lambda one: one.task, [AUDIO]),
+        "overall": figures(scored, [AUDIO]), "tasks": grouped(scored, lambda one: one.task, [AUDIO]),
         "binary": binary(scored, [AUDIO]),
     }  # fmt: skip
     assert not any("withheld" in row[0] for row in rows(report))
-
-
-def test_the_gate_passes_only_what_reaches_every_minimum(report):
-    assert judge_gate({"Classification": 1.0, "binary": 0.9, "overall": 0.5}, report)["passed"]
-    failed = judge_gate({"Report": 0.2, "Location": 0.1}, report)
-    assert not failed["passed"]
-    assert [check["passed"] for check in failed["checks"]] == [True, False]
-
-
-@pytest.mark.parametrize(("gate", "says"), [({"Repport": 0.5}, "Repport"), ({"Report": 50.0}, "between 0 and 1")])
-def test_a_gate_that_cannot_be_checked_is_refused(gate, says):
-    with pytest.raises(UserError, match=says):
-        check_gate(gate)

@@ -41,7 +41,12 @@ SHOWN = (
     "answers_per_second",
 )
 """Numbers of a job's RESULT that its closing line shows."""
-CONDITIONS = {"audio": "", "withheld": ", recording withheld", "shuffled": ", another recording"}
+CONDITIONS = {
+    "audio": "",
+    "withheld": ", recording withheld",
+    "shuffled": ", another recording",
+    "untouched": ", language model untouched",
+}
 GOING_S = 15.0
 """How long processes may take to go after their owner has ended."""
 

@@ -1,7 +1,8 @@
-"""The conditions under which a checkpoint answers: the audio as it is, none, and another recording's.
+"""The conditions under which answers are made: the audio as it is, none, another recording's, the bare language model.
 
-A model that listens must be better with its audio than without, and than with a stranger's. Without the two control
-rows a good score may come from the wording of the question alone.
+A model that listens must be better with its audio than without, and than with a stranger's; and it must have learned
+something that its language model did not know. Without these control rows a good score may come from the wording of
+the question alone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ from stetholm.evaluation.examples import Example
 from stetholm.evaluation.generation import Question
 from stetholm.serving.engine import Sampling
 
-AUDIO, WITHHELD, SHUFFLED = "audio", "withheld", "shuffled"
-CONDITIONS = (AUDIO, WITHHELD, SHUFFLED)
+AUDIO, WITHHELD, SHUFFLED, UNTOUCHED = "audio", "withheld", "shuffled", "untouched"
+ASKED = (AUDIO, WITHHELD, SHUFFLED)
+"""Those under which the checkpoint itself answers."""
+CONDITIONS = (*ASKED, UNTOUCHED)
+CONTROLS = CONDITIONS[1:]
+CONTROL_NAMES = {
+    WITHHELD: "audio withheld",
+    SHUFFLED: "audio shuffled",
+    UNTOUCHED: "language model untouched",
+}
+"""As tables call them. The last: the checkpoint's language model without adapters and without audio."""
 
 
 def derangement(examples: Sequence[Example], seed: int) -> dict[str, str]:

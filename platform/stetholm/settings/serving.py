@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from stetholm.settings.base import Section
@@ -12,6 +14,9 @@ class ServeSettings(Section):
     """The endpoint."""
 
     model: str | None = None
+    gate: Literal["if-there", "required", "ignore"] = "if-there"
+    """The checkpoint's gate.json: if there is one it must be of these very weights and passed; there must be one; or
+    nothing is asked (``python -m serve.deploy --force``)."""
     engine: EngineKind = "auto"
     """What generates: transformers, vllm, or auto (docs/engines.md). Its limits: ``engine.*``."""
     host: str = "127.0.0.1"
