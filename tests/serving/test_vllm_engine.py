@@ -1,12 +1,14 @@
 """The vLLM engine gives the reference's answers, token for token, online and offline; and lets go of what it holds."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from stetholm.serving import EngineBusy, RequestError
 from stetholm.serving.engine import collect
@@ -39,8 +41,11 @@ def engine() -> TransformersEngine:
 @pytest.fixture(scope="module")
 def vllm() -> Iterator[Any]:
     """One engine for all tests here; after them, none of its processes is left."""
-    engine = vllm_engine(*tiny_model(head_dim=32), "cpu", SMALL)
+    model, processor = tiny_model(head_dim=32)
+    environment, randomness = dict(os.environ), torch.get_rng_state()
+    engine = vllm_engine(model, processor, "cpu", SMALL)
     assert engine_processes()
+    assert os.environ == environment and torch.equal(torch.get_rng_state(), randomness)
     yield engine
     engine.close()
     assert not engine_processes()
@@ -140,7 +145,6 @@ def test_answers_do_not_depend_on_what_runs_beside_them(vllm):
 
 
 def test_an_answer_that_lost_its_place_goes_on_with_its_own_draws():
-    import torch
     from vllm import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate
 

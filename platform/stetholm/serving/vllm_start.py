@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from stetholm.errors import UserError
@@ -99,8 +101,12 @@ def arguments(folder: Path, options: VllmOptions) -> dict[str, Any]:
 
 @contextmanager
 def environment(options: VllmOptions) -> Iterator[None]:
-    """The environment in which vLLM's process is started. It changes much of it itself; afterwards it is as before."""
+    """The environment in which vLLM's process is started.
+
+    vLLM changes much of it and seeds the owner's random numbers; afterwards all of that is as before.
+    """
     before = dict(os.environ)
+    randomness = random.getstate(), np.random.get_state(), torch.get_rng_state()
     os.environ.update(
         STETHOLM_ENGINE_OWNER=str(os.getpid()),
         VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
@@ -114,5 +120,9 @@ def environment(options: VllmOptions) -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+        random.setstate(randomness[0])
+        np.random.set_state(randomness[1])
+        torch.set_rng_state(randomness[2])
