@@ -93,6 +93,12 @@ def test_no_task_may_be_worse_than_that_of_the_served_model(good, poor):
     assert judge_gate(check_gate({"serving": good.uri, "max_drop": 0.5}), poor, good, FEW)["passed"]
 
 
+def test_figures_on_patients_that_were_trained_on_sign_nothing_off(storage, base):
+    found = evaluation(storage, f"{base}/seen", lineage={"seen_patients": 2, "seen_recordings": 0})
+    verdict = judge_gate(check_gate({"overall": 0.1}), found)
+    assert not verdict["passed"] and [check["rule"] for check in verdict["checks"]] == ["minimum", "unseen"]
+
+
 @pytest.mark.parametrize(
     ("gate", "says"),
     [
@@ -171,6 +177,8 @@ def test_the_signed_gate_says_all_of_what_it_is_about(storage, base):
     [check] = written["checks"]
     assert (check["rule"], check["name"], check["bound"], check["passed"]) == ("minimum", "overall", 0.9, True)
     assert require_signed_off(uri, storage, "required").startswith("gate: passed on 20")
+    stamps = storage.stamps(uri)
+    assert signed(storage, uri) == written and storage.stamps(uri)[f"{uri}/gate.json"] == stamps[f"{uri}/gate.json"]
 
 
 def test_a_gate_that_was_not_passed_stops_deployment_unless_forced(storage, base):

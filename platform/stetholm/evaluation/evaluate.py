@@ -39,6 +39,7 @@ JOB = "evaluate"
 
 FIGURES_DEPEND_ON = {
     "split", "tasks", "max_examples", "max_new_tokens", "controls", "untouched", "scorer", "draws",
+    "allow_seen_patients",
 }  # fmt: skip
 """The settings below ``evaluate`` without which a finished evaluation is another one; not its gate or batch size."""
 

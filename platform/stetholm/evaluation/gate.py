@@ -9,7 +9,8 @@
       metric: label_accuracy  # or clinical_accuracy, bertscore_f1, rouge1
 
 ``binary`` is the accuracy of normal against abnormal, ``classes`` the lowest accuracy of the class tables, both
-whatever the metric. What the split has no examples of has not passed. :mod:`signoff` writes the verdict.
+whatever the metric. What the split has no examples of has not passed, nor has what was measured on patients that were
+trained on. :mod:`signoff` writes the verdict.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def judge_gate(
         checks += _margins(rules, evaluation, draws)
     if serving is not None and rules.max_drop is not None:
         checks += _drops(rules, evaluation, serving, draws)
+    checks += _unseen(report)
     return {"passed": all(check["passed"] for check in checks), "metric": rules.metric, "checks": checks}
 
 
@@ -110,6 +112,17 @@ def _value(name: str, report: Mapping[str, Any], metric: str) -> float | None:
         return min(found) if found and None not in found else None
     figures = report["overall"] if name == OVERALL else report["tasks"].get(name)
     return None if figures is None else figures[AUDIO][metric]
+
+
+def _unseen(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Figures on patients that were trained on (``evaluate.allow_seen_patients``) sign nothing off."""
+    seen = report.get("lineage", {})
+    counts = {name: seen.get(f"seen_{name}", 0) for name in ("patients", "recordings")}
+    return [
+        {"rule": "unseen", "name": name, "value": count, "bound": 0, "interval": None, "passed": False}
+        for name, count in counts.items()
+        if count
+    ]
 
 
 def _margins(rules: GateRules, evaluation: Evaluation, draws: Draws) -> list[dict[str, Any]]:

@@ -103,8 +103,12 @@ def sign_off(
         "metric": verdict["metric"],
         "checks": verdict["checks"],
     }
+    uri = f"{checkpoint}/{NAME}"
+    before = storage.read_json(uri) if storage.exists(uri) else {}
+    if isinstance(before, dict) and {**before, "date": None} == {**signed, "date": None}:
+        return before  # said already; and a checkpoint that has not changed stays in the machines' caches
     storage.write_json(f"{evaluation}/{NAME}", signed)
-    storage.write_json(f"{checkpoint}/{NAME}", signed)
+    storage.write_json(uri, signed)
     return signed
 
 
