@@ -16,13 +16,13 @@ from typing import Any
 from stetholm.corpus import manifest as manifests
 from stetholm.corpus.catalog import write_part
 from stetholm.corpus.encode import Encodings, encode_recordings
-from stetholm.corpus.growth import Standing, check_growth, grown, pair_id, standing
+from stetholm.corpus.growth import check_growth, grown, pair_id, standing
 from stetholm.corpus.manifest import Manifest
 from stetholm.corpus.recording import Recording
 from stetholm.corpus.schema import Entry, Pair, Reject
 from stetholm.corpus.sharding import Sample, plan_shards, write_shards
 from stetholm.corpus.shards import merge_rejects, remove_strays, write_rejects
-from stetholm.corpus.source import Source
+from stetholm.corpus.source import Earlier, Source
 from stetholm.corpus.sources import reader_of, source_name
 from stetholm.errors import UserError
 from stetholm.progress import Progress
@@ -98,7 +98,7 @@ def _make(
         check_growth(there, inputs, name, reader.grows, uri)
     with ray_session(), tempfile.TemporaryDirectory(prefix="stetholm-ingest-") as scratch:
         before = standing(storage, uri, there)
-        source = _open_source(settings, storage, Path(scratch), before)
+        source = open_source(settings, storage, Path(scratch), before.splits)
         entries, rejects = _read_entries(source)
         known = before.known(entries, source.folder, name)
         encodings = _encode(before.to_encode(entries, known), source, settings)
@@ -129,12 +129,20 @@ def _origin(settings: Settings) -> str:
     return " ".join(filter(None, (source_name(settings), corpus.jsonl or corpus.audio)))
 
 
-def _open_source(settings: Settings, storage: Storage, scratch: Path, before: Standing) -> Source:
+def open_source(settings: Settings, storage: Storage, scratch: Path, splits: Earlier) -> Source:
+    """Open the source of the settings, showing progress where that takes long.
+
+    Args:
+        settings: of the run.
+        storage: where ``s3://`` sources lie.
+        scratch: for temporary files.
+        splits: of the patients that stand in the corpus already.
+    """
     reader = reader_of(settings)
     if source_name(settings) != "synthetic":
-        return reader.open(settings, storage, scratch, lambda done, total: None, before.splits)
+        return reader.open(settings, storage, scratch, lambda done, total: None, splits)
     with Progress("synthesise", None, "recordings") as bar:
-        return reader.open(settings, storage, scratch, lambda done, total: bar.update(done, of=total), before.splits)
+        return reader.open(settings, storage, scratch, lambda done, total: bar.update(done, of=total), splits)
 
 
 def _read_entries(source: Source) -> tuple[list[Entry], list[Reject]]:

@@ -219,7 +219,7 @@ def causes(kind: str, finding: str) -> tuple[str, ...]:
 
 def differential(kind: str, status: str | None, finding: str | None, diagnosis: str | None) -> str:
     """The answer to Differential Diagnosis from labels alone: their diagnosis, if they have one, before others."""
-    if status == NORMAL and (diagnosis is None or diagnosis.startswith(("no ", NORMAL))):
+    if status == NORMAL and (diagnosis is None or diagnosis.startswith(("no ", NORMAL, "healthy"))):
         return f"Normal {kind} sounds: most likely. {_capital(_NO_DISEASE.get(kind, _NO_DISEASE['lung']))} is unlikely."
     if diagnosis is None:
         *others, last = causes(kind, finding or "")

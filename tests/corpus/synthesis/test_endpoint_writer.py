@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from stetholm import completions
+from stetholm.corpus.synthesis import rounds as rounds_module
 from stetholm.corpus.synthesis.endpoint_writer import EndpointWriter, TokenPace
 from stetholm.corpus.synthesis.prompts import Prompts
 from stetholm.corpus.synthesis.rounds import Rounds
@@ -92,6 +93,15 @@ def test_what_stays_wrong_is_rejected_with_the_last_reason():
     assert all(len(case.turns) == 3 and case.turns[-1].reason for case in made.cases)
 
 
+def test_a_writer_that_cannot_do_it_is_not_paid_for_ever(monkeypatch):
+    monkeypatch.setattr(rounds_module, "HOPELESS", 10)
+    with endpoint(lambda body, n: reply("Sure!")) as server:
+        made = rounds(server, concurrency=2)
+        with pytest.raises(UserError, match=r"none of 1\d answers of m is valid .* is not one JSON object"):
+            made.run()
+        assert len(server.seen) <= 13 and len(made._store) >= len(server.seen) - 2
+
+
 def test_a_refused_prompt_is_not_asked_again():
     first = Prompts.load().messages(PLAN[3])[1]["content"]
 
@@ -127,7 +137,7 @@ def test_a_key_that_is_refused_later_ends_it_with_all_answers_kept():
         made = rounds(server, concurrency=4)
         with pytest.raises(UserError, match="HTTP 401"):
             made.run()
-        assert len(made._store) == 10
+        assert 10 - 3 <= len(made._store) <= 10, "those on their way are given up"
 
 
 def test_the_job_stops_when_the_money_is_spent():
@@ -135,7 +145,7 @@ def test_the_job_stops_when_the_money_is_spent():
         made = rounds(server, concurrency=2, price_in=1e6, price_out=1e6, max_cost=30.0)
         with pytest.raises(UserError, match="max_cost = 30 is spent"):
             made.run()
-        assert 6 <= len(server.seen) <= 8 and len(made._store) == len(server.seen)
+        assert 6 <= len(server.seen) <= 8 and len(made._store) >= len(server.seen) - 2
 
 
 def test_no_answer_is_waited_for_before_it_is_safe():

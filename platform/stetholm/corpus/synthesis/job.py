@@ -115,7 +115,9 @@ def _ray(settings: Settings) -> Iterator[None]:
 def _announce(rounds: Rounds, store: AnswerStore, settings: Settings) -> None:
     """Say what it may cost, and refuse what costs too much. Only what is not answered yet counts."""
     chosen = settings.synthesize
-    estimate = Estimate.of([ask.messages for ask in rounds.open_questions()], chosen)
+    with Progress("judge answers", len(rounds.cases), "pairs") as progress:
+        asks = rounds.open_questions(progress if len(store) else None)
+    estimate = Estimate.of([ask.messages for ask in asks], chosen)
     spent = price(*store.tokens, chosen)
     kept = f"{len(store):,} answers are there already; " if len(store) else ""
     if chosen.writer != "template":

@@ -61,6 +61,7 @@ class LocalWriter:
             num_cpus=0 if self.model.use_gpu else 1,
             num_gpus=1 if self.model.use_gpu else 0,
         )
+        table: Any
         for table in quiet(dataset).iter_batches(batch_size=None, batch_format="pyarrow"):
             keep([Answer(**row) for row in table.to_pylist()])
         return {}

@@ -19,7 +19,7 @@ NEEDS: Mapping[Task, tuple[str, ...]] = {
     "Classification": (STATUS,),
     "Identification": (FINDING,),
     "Report": (STATUS, FINDING),
-    "Reasoning": (DIAGNOSIS,),
+    "Reasoning": (DIAGNOSIS, FINDING),
     "Differential Diagnosis": (DIAGNOSIS,),
     "Location": (FINDING,),
 }

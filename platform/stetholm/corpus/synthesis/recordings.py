@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stetholm.corpus.ingest import patient_of
+from stetholm.corpus.ingest import open_source, patient_of
 from stetholm.corpus.labels import findings, status
 from stetholm.corpus.ontology import Kind as ConceptKind
 from stetholm.corpus.ontology import ontology
 from stetholm.corpus.recording import DIAGNOSIS, FINDING, STATUS, Kind, Recording
 from stetholm.corpus.schema import Entry, Pair, Reject
-from stetholm.corpus.sources import reader_of, source_name
+from stetholm.corpus.sources import source_name
 from stetholm.corpus.splits import Patient, Split, assign_splits
 from stetholm.corpus.templates import NORMAL, WORDINGS
 from stetholm.errors import UserError
@@ -50,7 +50,7 @@ def read_labelled(settings: Settings, storage: Storage, scratch: Path) -> Labell
     Raises:
         UserError: the source is not as the settings say, or none of its recordings has a label.
     """
-    source = reader_of(settings).open(settings, storage, scratch, lambda done, total: None, {})
+    source = open_source(settings, storage, scratch, {})
     items = list(source.entries())
     rejects = tuple(item for item in items if isinstance(item, Reject))
     known = source.recordings.values() or listed(item.pair for item in items if isinstance(item, Entry))
@@ -92,20 +92,21 @@ def _labels(kind: Kind, pairs: Sequence[Pair]) -> dict[str, str]:
     """Status, finding and diagnosis that the answers assert; nothing where they contradict each other."""
     told = {pair.task: pair.response for pair in pairs if pair.task in _SURE_TASKS}
     states = {state for text in told.values() if (state := status(text))}
-    labels = {STATUS: states.pop()} if len(states) == 1 else {}
+    labels: dict[str, str] = {STATUS: states.pop()} if len(states) == 1 else {}
     asserted = frozenset().union(*map(findings, told.values()))
     parts: tuple[tuple[str, ConceptKind], ...] = ((FINDING, "finding"), (DIAGNOSIS, "diagnosis"))
     for label, concept in parts:
         names = sorted(ontology().leaves(asserted, concept))
         if names:
-            labels[label] = " and ".join(names)
+            healthy = "no heart disease" if kind == "heart" else "no lung disease"
+            labels[label] = healthy if names == ["healthy"] else " and ".join(names)
     return labels | _in_house_words(kind, labels)
 
 
 def _in_house_words(kind: Kind, labels: Mapping[str, str]) -> dict[str, str]:
     """The finding in the words of the templates ("a holosystolic murmur"), where theirs means the same."""
     condition = NORMAL if labels.get(STATUS) == NORMAL else labels.get(DIAGNOSIS, "")
-    words = WORDINGS.get(kind, {}).get(condition)  # type: ignore[call-overload]
+    words = WORDINGS.get(kind, {}).get(condition)  # type: ignore[arg-type]
     if words is None:
         return {}
     theirs, ours = (ontology().leaves(findings(text), "finding") for text in (words.finding, labels.get(FINDING, "")))

@@ -61,16 +61,22 @@ class AnswerStore:
         self._storage, self._uri = storage, uri
         self._token, self._number, self._lines = secrets.token_hex(4), 0, ""
         self._answers: dict[str, Answer] = {}
+        self._tokens_in = self._tokens_out = 0
         for segment in storage.list(uri) if storage else ():
             self._read(segment, storage.read_text(segment) if storage else "")
 
     def _read(self, segment: str, text: str) -> None:
         try:
             for line in text.splitlines():
-                answer = Answer(**json.loads(line))
-                self._answers[answer.key] = answer
+                self._add(Answer(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise UserError(f"{segment} is damaged ({error}): remove it, and what it held is asked again") from error
+
+    def _add(self, answer: Answer) -> None:
+        if answer.key not in self._answers:
+            self._tokens_in += answer.tokens_in
+            self._tokens_out += answer.tokens_out
+        self._answers[answer.key] = answer
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
@@ -84,8 +90,7 @@ class AnswerStore:
     @property
     def tokens(self) -> tuple[int, int]:
         """Tokens of all prompts and of all answers."""
-        answers = self._answers.values()
-        return sum(one.tokens_in for one in answers), sum(one.tokens_out for one in answers)
+        return self._tokens_in, self._tokens_out
 
     def keep(self, answers: Iterable[Answer]) -> None:
         """Keep answers; when this returns they are in storage."""
@@ -97,4 +102,5 @@ class AnswerStore:
             lines = self._lines + "".join(f"{json.dumps(asdict(one), ensure_ascii=True)}\n" for one in new)
             self._storage.write_text(f"{self._uri}/{self._token}-{self._number:06d}.jsonl", lines)
             self._lines = lines
-        self._answers.update((one.key, one) for one in new)
+        for one in new:
+            self._add(one)

@@ -73,8 +73,9 @@ def parse(answer: str) -> Draft | Fault:
         found = json.loads(fenced[1] if fenced else answer)
     except (ValueError, RecursionError):
         return Fault("form", "the reply is not one JSON object and nothing else")
-    texts = [found.get(key) for key in ("instruction", "response")] if isinstance(found, dict) else []
-    if len(texts) != 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+    given = [found.get(key) for key in ("instruction", "response")] if isinstance(found, dict) else []
+    texts = [text for text in given if isinstance(text, str) and text.strip()]
+    if len(texts) != 2:
         return Fault("form", 'the JSON object does not have the texts "instruction" and "response"')
     return Draft(*(" ".join(text.split()) for text in texts))
 
