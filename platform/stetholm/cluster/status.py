@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import psutil
@@ -50,15 +50,19 @@ class Dashboard:
     address: str
     token: str | None
 
+    def ask(self, path: str, timeout: float) -> httpx.Response:
+        """The answer as it comes."""
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        return httpx.get(f"{self.address}{path}", headers=headers, timeout=timeout)
+
     def get(self, path: str) -> Any:
         """What it answers, as JSON.
 
         Raises:
             UserError: it does not answer, or refuses the token.
         """
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            answer = httpx.get(f"{self.address}{path}", headers=headers, timeout=TIMEOUT_S)
+            answer = self.ask(path, TIMEOUT_S)
             answer.raise_for_status()
             return answer.json()
         except httpx.HTTPStatusError as error:
@@ -84,8 +88,12 @@ def look(address: str | None = None) -> list[Sheet]:
         sheets += _of(Dashboard(address.rstrip("/"), _token(dict(os.environ))))
     else:
         for dashboard in [*_own_dashboards(), Dashboard(DEFAULT_ADDRESS, _token(dict(os.environ)))]:
-            if _listens(dashboard.address):
+            answer = _answer(dashboard)
+            if answer == "here":
                 sheets += _of(dashboard)
+            elif answer == "refused":
+                advice = "refuses this token: set RAY_AUTH_TOKEN_PATH to the file with its own"
+                sheets.append(Sheet("Ray", ("dashboard", ""), [(dashboard.address, advice)]))
     return [sheet for sheet in sheets if sheet.rows]
 
 
@@ -154,12 +162,15 @@ def _token(environ: dict[str, str]) -> str | None:
         return None
 
 
-def _listens(address: str) -> bool:
-    """Whether a Ray dashboard is there, whoever's it is."""
+def _answer(dashboard: Dashboard) -> Literal["here", "refused", "nobody"]:
+    """Whether a Ray dashboard is there, and lets us in; whatever else listens there is nobody."""
     try:
-        return "ray_version" in httpx.get(f"{address}/api/version", timeout=2.0).text
+        answer = dashboard.ask("/api/version", 2.0)
     except httpx.HTTPError:
-        return False
+        return "nobody"
+    if answer.status_code in (401, 403) and "ray" in answer.text.lower():
+        return "refused"
+    return "here" if "ray_version" in answer.text else "nobody"
 
 
 # --- Ray ------------------------------------------------------------------------------------------------------------
