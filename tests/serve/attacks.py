@@ -61,7 +61,7 @@ def good_chat() -> dict[str, Any]:
 
 @cache
 def bomb(format: str, subtype: str | None = None, seconds: int = 600, rate: int = 48_000) -> bytes:
-    """Ten minutes of silence: small as a file, large when decoded."""
+    """Minutes of silence: small as a file, large when decoded."""
     buffer = io.BytesIO()
     with soundfile.SoundFile(buffer, "w", rate, 2, subtype, format=format) as file:
         block = np.zeros((rate * 10, 2), np.float32)
@@ -78,7 +78,7 @@ def bombs() -> list[bytes]:
     endless[40:44] = b"\x00\x00\x00\x70"
     return [
         bomb("FLAC"),
-        bomb("OGG", "OPUS", 120),
+        bomb("OGG", "OPUS", 130),
         bytes(flac),
         bytes(endless),
         wav(0.5)[:40],
