@@ -158,7 +158,7 @@ def test_agreement_by_rate_and_kappa():
 
 def test_a_local_model_judges_in_actors_and_babble_is_unjudged(storage, ray_cluster, tmp_path):
     chosen = JudgeSettings(model=str(save_tiny_llama(tmp_path / "lm", max_position_embeddings=4096)),
-                           max_new_tokens=8, retries=0)  # fmt: skip
+                           max_new_tokens=16, retries=0)  # fmt: skip
     judge = Judge(chosen, storage)
     verdicts = judge.verdicts(questions("a", "b", "a"))
     assert [one.correct for one in verdicts] == [None] * 3
