@@ -19,7 +19,7 @@ class PlanSettings(Section):
     """Of a sample: the published 64 of instruction and response each, and a recording's four."""
     answer_tokens: int = Field(64, ge=1)
     """Of these, the response's; also of an answer that is generated."""
-    rates: dict[str, float] = {}
+    rates: dict[str, float] = Field({})
     """Samples a second of one GPU (of one CPU for ingest, and for all without train.use_gpu), by job: ingest, align,
     sft, prefer, dpo, evaluate. What is not given is taken from measured lines, or estimated; the plan says which."""
     gpu: str = "A10G"
@@ -34,5 +34,5 @@ class PlanSettings(Section):
     """Of each job on nodes that have to be started: a machine, its setup commands."""
     doubling_efficiency: float = Field(0.95, gt=0, le=1)
     """Share of the speed that is left when the workers are doubled."""
-    prices: dict[str, float] = {"m5.xlarge": 0.192, "c5.4xlarge": 0.68, "g5.4xlarge": 1.624, "g5.xlarge": 1.006}
-    """Dollars an hour by machine: AWS's list in us-east-1, on demand, as last known here. Look yours up."""
+    prices: dict[str, float] = Field({})
+    """Dollars an hour by machine, e.g. ``plan.prices.g5.4xlarge=1.2``; others: AWS's list as last known here."""
