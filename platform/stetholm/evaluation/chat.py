@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,6 @@ def chat(conversations: Mapping[int, Sequence[Message]], pool: ChatPool, seed: i
         num_cpus=0 if pool.use_gpu else 1,
         num_gpus=1 if pool.use_gpu else 0,
     )
-    table: pa.Table
-    for table in quiet(dataset).iter_batches(batch_size=None, batch_format="pyarrow"):  # type: ignore[assignment]
+    tables: Iterable[pa.Table] = quiet(dataset).iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in tables:
         yield from zip(table["place"].to_pylist(), table["text"].to_pylist(), strict=True)
