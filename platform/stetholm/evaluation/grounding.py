@@ -31,6 +31,7 @@ from stetholm.evaluation.bootstrap import Estimate, bootstrap, mean_of
 from stetholm.evaluation.conditions import AUDIO, SHUFFLED, WITHHELD, derangement, question
 from stetholm.evaluation.examples import Example, choose, read_examples
 from stetholm.evaluation.generation import Features, Pool, answer_all, feature_refs, write_parquet
+from stetholm.evaluation.intervals import patient_cluster
 from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.parts import VectorStore, column, vectors
 from stetholm.evaluation.probing.features import places
@@ -271,8 +272,7 @@ def _report(
 
 
 def _patient(example: Example) -> str:
-    """To whom an example belongs; a comparison of several patients (joined with ``+``) to its first."""
-    return f"{example.dataset}/{example.patient.split('+')[0]}"
+    return patient_cluster(example.dataset, example.patient, example.recording_ids)
 
 
 def _estimate(values: NDArray[Any], examples: Sequence[Example], draws: int, seed: int) -> dict[str, Any]:

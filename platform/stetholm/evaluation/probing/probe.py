@@ -36,6 +36,7 @@ from stetholm.evaluation.probing.labels import Corpus, Known, Labelled, choose_t
 from stetholm.evaluation.probing.linear import FIXED, FOREST, LOGISTIC, Probe, cross_validated, held_out
 from stetholm.evaluation.probing.table import CROSS, draw, to_markdown
 from stetholm.evaluation.probing.zero_shot import TextSimilarity, scores
+from stetholm.evaluation.seen import find_seen, require_unseen
 from stetholm.progress import Progress
 from stetholm.runs import corpus_uri, digest, require_checkpoint, run_uri, start_checkpoint
 from stetholm.serving.engine import Sampling
@@ -63,8 +64,8 @@ def probe(settings: Settings, storage: Storage) -> dict[str, Any]:
         ``output`` (URI) and ``tasks``: by task, the AUROC and accuracy of each row.
 
     Raises:
-        UserError: an unknown encoder or task, no checkpoint where one is needed, no corpus, an empty split, a corpus
-            without two classes, or too few patients.
+        UserError: an unknown encoder or task, no checkpoint where one is needed or one that was trained on the test
+            split's patients, no corpus, an empty split, a corpus without two classes, or too few patients.
     """
     chosen = settings.probe
     if not chosen.zero_shot and not chosen.encoders:
@@ -92,6 +93,9 @@ def _run(job: GenerationJob, encoders: tuple[Encoder, ...], classes: ClassFile) 
     sizes = widths(plan)
     corpus = read_corpus(storage, job.corpus, list(dict.fromkeys([*chosen.fit, chosen.test])))
     tasks = choose_tasks(corpus, classes, chosen, job.settings.run.seed)
+    if chosen.zero_shot or CHECKPOINT in chosen.encoders:
+        seen = find_seen(job.checkpoint, storage, corpus.examples[job.split])
+        require_unseen(seen, job.checkpoint, job.split, job.settings.evaluate.allow_seen_patients)
     log_mels = _log_mels(job, corpus, tasks)
     judged: list[Judged] = []
     if similarity is not None:
