@@ -85,6 +85,7 @@ def test_scores_are_those_of_the_pictures_with_the_recordings_as_they_are(storag
         assert logp == pytest.approx(seen.logps.mean(), abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_model_that_does_not_listen_loses_nothing(storage, uri, ray_cluster, tmp_path):
     model, processor = tiny_model()
     with torch.no_grad():
@@ -98,6 +99,7 @@ def test_a_model_that_does_not_listen_loses_nothing(storage, uri, ray_cluster, t
     assert result["grounding_examples"] == 13 and set(result["grounding"]) == {"reference"}
 
 
+@pytest.mark.long
 def test_an_interrupted_measurement_goes_on(storage, uri, folder, ray_cluster, monkeypatch):
     chosen = settings(uri, folder, "run.name=ground-twice", "explain.grounding=reference")
     monkeypatch.setattr(grounding, "_report", None)

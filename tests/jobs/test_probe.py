@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from stetholm.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_bad_input_ends_with_status_2_and_one_line(storage: Storage) -> None:
     command = [sys.executable, "jobs/probe.py", "--set", "run.name=job-probe", "--set", "probe.encoders=[hum]",
                "--set", "probe.zero_shot=false"]  # fmt: skip

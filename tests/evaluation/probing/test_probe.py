@@ -63,6 +63,7 @@ def test_one_table_of_reports_and_features_made_once(storage, overrides, ray_clu
         probe.probe(settings(overrides, "run.name=probe-once", "probe.folds=4"), storage)
 
 
+@pytest.mark.long
 def test_features_of_an_interrupted_job_are_not_made_again(storage, overrides, ray_cluster, monkeypatch):
     chosen = settings(overrides, "run.name=probe-twice", "probe.zero_shot=false", "probe.encoders=[log-mel]")
     real = probe._report

@@ -78,6 +78,40 @@ def held_out(
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A piece of work: a probe, what it is fitted on and what it judges.
+
+    Attributes:
+        probe: which.
+        x: (n, width).
+        y: (n,) from 0.
+        patients: (n,).
+        classes: how many there are.
+        parts: places of what is fitted on and of what is judged; None: cross-validation of all.
+    """
+
+    probe: Probe
+    x: Matrix
+    y: Labels
+    patients: Sequence[str]
+    classes: int
+    parts: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def judge(self) -> NDArray[np.float64]:
+        """Probabilities of what is judged, in order."""
+        if self.parts is None:
+            return cross_validated(self.probe, self.x, self.y, self.patients)
+        fit, judged = self.parts
+        who = [self.patients[place] for place in fit]
+        return held_out(self.probe, self.x[fit], self.y[fit], who, self.x[judged], self.classes)
+
+
+def judge(fit: Fit) -> NDArray[np.float64]:
+    """:meth:`Fit.judge`, as a Ray task: it needs this light module and no other, so that a worker is soon ready."""
+    return fit.judge()
+
+
 def patient_folds(y: Labels, patients: Sequence[str], folds: int, seed: int) -> Folds:
     """Stratified folds none of which shares a patient with another; as (fitted on, judged)."""
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)

@@ -33,7 +33,7 @@ from stetholm.evaluation.probing.classes import ClassFile, read_classes
 from stetholm.evaluation.probing.encoders import CHECKPOINT, Encoder, parse_encoder
 from stetholm.evaluation.probing.features import Matrix, Plan, embed, widths
 from stetholm.evaluation.probing.labels import Corpus, Known, Labelled, choose_tasks, read_corpus
-from stetholm.evaluation.probing.linear import FIXED, FOREST, LOGISTIC, Probe, cross_validated, held_out
+from stetholm.evaluation.probing.linear import FIXED, FOREST, LOGISTIC, Fit, Probe, judge
 from stetholm.evaluation.probing.table import CROSS, draw, to_markdown
 from stetholm.evaluation.probing.zero_shot import TextSimilarity, scores
 from stetholm.evaluation.seen import find_seen, require_unseen
@@ -191,8 +191,8 @@ Work = tuple[Labelled, Encoder, Matrix, Probe, str]
 
 def _fitted(work: Sequence[Work], chosen: ProbeSettings) -> Iterable[Judged]:
     """Each piece of work as a Ray task of one core, in order."""
-    task_of = ray.remote(num_cpus=1)(_judge)
-    refs = [task_of.remote(task, matrix, probe, on, chosen) for task, _, matrix, probe, on in work]
+    task_of = ray.remote(num_cpus=1)(judge)
+    refs = [task_of.remote(_fit(task, matrix, probe, on, chosen)) for task, _, matrix, probe, on in work]
     with Progress("probe: fits", len(work), "probes") as progress:
         for number, ((task, encoder, _, probe, on), ref) in enumerate(zip(work, refs, strict=True)):
             part = task if on == CROSS else task.of([on])
@@ -200,14 +200,13 @@ def _fitted(work: Sequence[Work], chosen: ProbeSettings) -> Iterable[Judged]:
             progress.update(number + 1)
 
 
-def _judge(task: Labelled, matrix: Matrix, probe: Probe, on: str, chosen: ProbeSettings) -> NDArray[np.float64]:
-    """Probabilities of the recordings that are judged: all by cross-validation, or a split's."""
-    if on == CROSS:
-        return cross_validated(probe, matrix, task.y, task.patients)
-    splits = np.array([one.split for one in task.recordings])
-    fit, judged = np.flatnonzero(np.isin(splits, chosen.fit)), np.flatnonzero(splits == on)
-    patients = [task.patients[n] for n in fit]
-    return held_out(probe, matrix[fit], task.y[fit], patients, matrix[judged], len(task.task.classes))
+def _fit(task: Labelled, matrix: Matrix, probe: Probe, on: str, chosen: ProbeSettings) -> Fit:
+    """The work of one row: a split judged by what is fitted on others, or all by cross-validation."""
+    parts = None
+    if on != CROSS:
+        splits = np.array([one.split for one in task.recordings])
+        parts = np.flatnonzero(np.isin(splits, chosen.fit)), np.flatnonzero(splits == on)
+    return Fit(probe, matrix, task.y, task.patients, len(task.task.classes), parts)
 
 
 def _report(
