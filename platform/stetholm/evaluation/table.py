@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +19,7 @@ WIDTH = 100
 OOD = "OOD"
 """The distribution of what no corpus of training has."""
 OUT_OF_DOMAIN = "Out of domain"
+_INTERVAL = re.compile(r" \(([\d.]+)-([\d.]+)\)$")
 
 
 def percent(value: float | None) -> str:
@@ -112,10 +115,19 @@ def print_table(report: Mapping[str, Any], console: Console | None = None) -> No
     console = console or Console()
     # In a log rich would assume 80 columns.
     console.width = width = min(WIDTH, console.width) if console.is_terminal else WIDTH
-    table = Table(title=title(report), caption=caption(report), width=width)
+    table = Table(
+        title=title(report), caption=caption(report), width=width, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for index, name in enumerate(header(report)):
-        table.add_column(name, justify="right" if index else "left")
+        table.add_column(
+            name.replace(" ", "\n"), justify="right" if index else "left", no_wrap=index > 0, min_width=14 * (not index)
+        )
     body = rows(report)
     for index, row in enumerate(body):
-        table.add_row(*row, end_section=index == len(report["tasks"]) - 1)
+        table.add_row(*map(_narrow, row), end_section=index == len(report["tasks"]) - 1)
     console.print(table)
+
+
+def _narrow(cell: str) -> str:
+    """For the terminal: the interval below the value, in whole per cent."""
+    return _INTERVAL.sub(lambda hit: f"\n({float(hit[1]):.0f}-{float(hit[2]):.0f})", cell)
