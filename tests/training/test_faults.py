@@ -60,6 +60,7 @@ def tree(storage: Storage, language_model: Path, corpora: dict[str, str]) -> Cal
                 "model": {"language_model": str(language_model), "init_from": parent},
                 "train": {**values, "precision": "fp32", "trackers": (), **train},
                 "align": {"tasks": ["Identification", "Classification", "Comparison"]},
+                "dpo": {"tokens_per_batch": 768},  # three rows a sample
             }
         )
         record(settings, storage, "prefer", {"output": corpora["pairs"]}, {})
