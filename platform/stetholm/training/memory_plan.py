@@ -97,15 +97,16 @@ class Decoder:
             rank: of the adapter on q, k, v and o; 0 without one.
             length: of a sequence: without fused attention, each token keeps its row of probabilities.
             dropout: whether the adapter drops out.
-            fused: whether attention is fused (a GPU); a CPU runs it in plain steps.
+            fused: whether attention is fused (a GPU); a CPU runs it in plain steps, counted as transformers writes them
+                (:mod:`stetholm.model.on_cpu` keeps less).
         """
         b, h, q = bytes_a_number, self.width, self.queries
         # In norms: the fp32 copy of the input (in fp32 the residual itself).
         norms = 4 * (self.norms * h + (q + self.keys if self.head_norms else 0))
-        # Frozen projections keep nothing; an adapter keeps its fp32 input, after dropout each of q, k and v one of its
-        # own, with its mask: of bytes on a GPU, of fp32 on a CPU.
-        inputs = (3 * h + q) * (5 if fused else 8) if dropout else (h + q) * 4
-        adapter = (inputs + 16 * rank) if rank else 0
+        # Frozen projections keep nothing; an adapter keeps its input, after dropout each of q, k and v one of its own,
+        # with its mask: of bytes on a GPU, as wide as the numbers on a CPU.
+        inputs = (3 * h + q) * (b + (1 if fused else b)) if dropout else (h + q) * b
+        adapter = (inputs + 4 * b * rank) if rank else 0
         # q, k and v, the latter two repeated for each query head; then either the output or the probabilities,
         # in fp32 out of the softmax and once more in the weights' format.
         attention = 3 * b * q
