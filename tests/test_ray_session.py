@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from stetholm.ray_session import ray_session
 
 
@@ -42,6 +44,7 @@ print("fine")
     assert ray.is_initialized() and ray.get(ray.remote(num_cpus=0)(lambda: 1).remote()) == 1
 
 
+@pytest.mark.long
 def test_a_stream_left_half_read_does_not_keep_the_process(ray_cluster, storage, tmp_path):
     """An exception in mid-stream keeps the generator in its traceback until the interpreter ends."""
     from stetholm.corpus.shards import write_corpus

@@ -69,6 +69,7 @@ def test_held_out_pairs_come_from_the_validation_split(storage, overrides, ray_c
         assert {row["sample_id"] for row in made} <= {row["sample_id"] for row in splits[split]}
 
 
+@pytest.mark.long
 def test_nothing_but_ties_says_what_to_change(storage, overrides, ray_cluster):
     # Too cold to differ: every candidate is the greedy answer.
     with pytest.raises(UserError, match=r"tie.*prefer\.temperatures"):

@@ -68,6 +68,7 @@ def test_the_command_refuses_a_missing_checkpoint(storage: Storage):
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("serve: no checkpoint at")
 
 
+@pytest.mark.long
 def test_the_command_serves_until_it_is_told_to_end(storage: Storage, tiny_checkpoint: str):
     port = free_port()
     process = subprocess.Popen(

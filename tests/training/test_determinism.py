@@ -70,7 +70,7 @@ def losses(job: StageJob) -> list[float]:
 
 
 @pytest.mark.usefixtures("ray_cluster", "alone")
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param("align", marks=pytest.mark.long), "sft", "dpo"])
 def test_one_process(stage: StageName, job: MakeJob) -> None:
     first = losses(job(stage, 0))
     assert len(first) == STEPS

@@ -51,6 +51,7 @@ def kill_a_worker_after_its_first_checkpoint(storage: Storage, killed: list[int]
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_each_sample_once_though_a_worker_is_killed_and_their_number_changes(
     storage: Storage, language_model: Path, samples: set[str]
 ) -> None:

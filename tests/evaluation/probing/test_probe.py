@@ -30,6 +30,7 @@ def settings(overrides, *more):
     return load_settings(overrides=[*overrides, *more], environ={})
 
 
+@pytest.mark.long
 def test_one_table_of_reports_and_features_made_once(storage, overrides, ray_cluster, capsys, monkeypatch):
     chosen = settings(overrides, "run.name=probe-once")
     result = probe.probe(chosen, storage)
