@@ -41,7 +41,7 @@ def pods(manifest):
 @pytest.mark.parametrize("kind", KUBERAY)
 def test_kuberays_fields_and_kubernetes_own_schema_of_pods(rendered, kind):
     manifest = yaml.safe_load(rendered(kind))
-    MODELS[kind].model_validate(manifest)  # refuses a field that KubeRay's reference does not name
+    assert MODELS[kind].model_validate(manifest)  # refuses a field that KubeRay's reference does not name
     for template in pods(manifest):
         pod = {"apiVersion": "v1", "kind": "Pod", **template}
         pod["metadata"] = {"name": "a", **pod["metadata"]}
@@ -268,4 +268,5 @@ def test_the_command_ends_with_2_and_one_line(capsys, tmp_path):
 def test_help_needs_no_ray():
     code = "import sys; sys.argv=['x','render','--help']\nimport stetholm.cluster.__main__ as m\n"
     code += "try: m.main()\nexcept SystemExit: assert 'ray' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

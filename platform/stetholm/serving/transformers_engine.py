@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from stetholm.serving.decoding import BeamStop, RowSampler, RowStop
 from stetholm.serving.engine import Completion, Delta, EngineBusy, Request, RequestError
 from stetholm.serving.prompts import Prompt, batch_prompts, encode_prompt, encode_recordings, eos_ids
 from stetholm.serving.rows import Row
-from stetholm.serving.waiting import Waiting
+from stetholm.serving.waiting import Online, Waiting
 
 
-class TransformersEngine:
+class TransformersEngine(Online):
     """See :class:`stetholm.serving.engine.Engine`."""
 
     def __init__(self, model: Any, processor: Any, max_batch: int = 32, max_waiting: int = 256) -> None:
@@ -36,7 +35,7 @@ class TransformersEngine:
         self._eos = eos_ids(model.generation_config, processor)
         self._running = threading.Lock()
         self._change = threading.Condition()
-        self._waiting: deque[Waiting] = deque()
+        self._open: deque[Waiting] = deque()
         self._worker: threading.Thread | None = None
         self._closed = False
 
@@ -56,64 +55,47 @@ class TransformersEngine:
 
     # --- online ---
 
-    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """Deltas of one request; close the iterator to cancel."""
-        waiting = Waiting(request)
-        self._submit(waiting)
-        async with aclosing(waiting.deltas()) as deltas:
-            async for delta in deltas:
-                yield delta
-
     def close(self) -> None:
         """Cancel what runs or waits and end the worker."""
         with self._change:
             self._closed = True
-            for waiting in self._waiting:
+            for waiting in self._open:
                 waiting.cancel()
             self._change.notify_all()
         if self._worker is not None:
             self._worker.join()
 
-    @property
-    def waiting(self) -> int:
-        """Online requests that wait or run and still have a reader."""
-        with self._change:
-            return sum(not waiting.cancelled for waiting in self._waiting)
-
     def _submit(self, waiting: Waiting) -> None:
         with self._change:
-            if self._closed:
-                raise EngineBusy("the engine is closed")
-            if self.waiting >= self.max_waiting:
-                raise EngineBusy(f"{self.max_waiting} requests are waiting")
+            self._admit()
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="stetholm-generate", daemon=True)
                 self._worker.start()
-            self._waiting.append(waiting)
+            self._open.append(waiting)
             self._change.notify_all()
 
     def _work(self) -> None:
         """The generating thread: batch after batch until closed."""
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._waiting or self._closed)
+                self._change.wait_for(lambda: self._open or self._closed)
                 if self._closed:
-                    for waiting in self._waiting:
+                    for waiting in self._open:
                         waiting.send(EngineBusy("the engine is closed"))
                     return
                 batch = self._take()
             self._answer(batch)
             with self._change:
                 for waiting in batch:
-                    self._waiting.remove(waiting)
+                    self._open.remove(waiting)
 
     def _take(self) -> list[Waiting]:
         """The next batch: from the front, as many as fit, greedy or sampled ones together, a beam search alone."""
-        for waiting in [waiting for waiting in self._waiting if waiting.cancelled]:
-            self._waiting.remove(waiting)
+        for waiting in [waiting for waiting in self._open if waiting.cancelled]:
+            self._open.remove(waiting)
         batch: list[Waiting] = []
         answers = 0
-        for waiting in self._waiting:
+        for waiting in self._open:
             sampling = waiting.request.sampling
             answers += sampling.n
             if batch and (answers > self.max_batch or sampling.num_beams > 1):

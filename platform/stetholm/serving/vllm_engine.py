@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -24,7 +24,7 @@ from stetholm.serving.prompt_encoder import PromptEncoder
 from stetholm.serving.prompts import Prompt, encode_prompt, eos_ids
 from stetholm.serving.rows import Row
 from stetholm.serving.vllm_start import VllmOptions, start
-from stetholm.serving.waiting import Waiting
+from stetholm.serving.waiting import Online, Waiting
 
 ENCODED_TOGETHER = 32
 """Prompts whose recordings go through the encoder in one batch."""
@@ -34,7 +34,7 @@ CLOSE_SECONDS = 30.0
 _UNUSABLE = ("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "min_new_tokens")
 
 
-class VllmEngine:
+class VllmEngine(Online):
     """See :class:`stetholm.serving.engine.Engine`. Beam search is refused: it is the transformers engine's.
 
     Args:
@@ -64,7 +64,7 @@ class VllmEngine:
         self._context = options.context
         self._encoder = encoder
         self._names = itertools.count()
-        self._change = threading.Lock()
+        self._change = threading.Condition()
         self._open: set[Waiting] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         """Ours in the engine's loop; vLLM has others there."""
@@ -102,26 +102,9 @@ class VllmEngine:
 
     # --- online ---
 
-    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """Deltas of one request; close the iterator to cancel."""
-        waiting = Waiting(request)
-        self._submit(waiting)
-        async with aclosing(waiting.deltas()) as deltas:
-            async for delta in deltas:
-                yield delta
-
-    @property
-    def waiting(self) -> int:
-        """Online requests that wait or run and still have a reader."""
-        with self._change:
-            return sum(not waiting.cancelled for waiting in self._open)
-
     def _submit(self, waiting: Waiting) -> None:
         with self._change:
-            if self._closed:
-                raise EngineBusy("the engine is closed")
-            if sum(not one.cancelled for one in self._open) >= self.max_waiting:
-                raise EngineBusy(f"{self.max_waiting} requests are waiting")
+            self._admit()
             self._open.add(waiting)
         task = asyncio.run_coroutine_threadsafe(self._ours(self._serve(waiting)), self._loop)
         waiting.on_cancel = task.cancel

@@ -1,11 +1,13 @@
-"""An online request between its reader (an event loop) and whatever generates (another thread)."""
+"""Online requests between their readers (event loops) and whatever generates (another thread)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import threading
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
 
-from stetholm.serving.engine import Delta, Request
+from stetholm.serving.engine import Delta, EngineBusy, Request
 from stetholm.serving.rows import Row
 
 Event = Delta | BaseException
@@ -61,3 +63,42 @@ class Waiting:
                 yield event
         finally:
             self.cancel()
+
+
+class Online:
+    """An engine's online requests: how they come in, and how many may."""
+
+    max_waiting: int
+    _open: Collection[Waiting]
+    """That wait or run."""
+    _change: threading.Condition
+    """Held, by one thread several times if need be, around what is below."""
+    _closed: bool
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """Deltas of one request; close the iterator to cancel."""
+        waiting = Waiting(request)
+        self._submit(waiting)
+        async with aclosing(waiting.deltas()) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    @property
+    def waiting(self) -> int:
+        """Online requests that wait or run and still have a reader."""
+        with self._change:
+            return sum(not waiting.cancelled for waiting in self._open)
+
+    def _admit(self) -> None:
+        """Refuse one more request where there is no room.
+
+        Raises:
+            EngineBusy: the engine is closed, or ``max_waiting`` have come already.
+        """
+        if self._closed:
+            raise EngineBusy("the engine is closed")
+        if self.waiting >= self.max_waiting:
+            raise EngineBusy(f"{self.max_waiting} requests are waiting")
+
+    def _submit(self, waiting: Waiting) -> None:
+        raise NotImplementedError
