@@ -14,6 +14,8 @@ SET ?=
 JSONL ?=
 AUDIO ?=
 MODEL ?=
+# What `make serve` asks of the checkpoint's gate.json: here it may be missing. GATE=required asks as deployments do.
+GATE ?= if-there
 ADDRESS ?=
 PYTEST ?=
 
@@ -32,7 +34,7 @@ demo: setup ## the whole path on this machine: recordings to answers. JSONL= AUD
 serve: setup ## keep an endpoint up in the foreground: make serve MODEL=<checkpoint URI>
 	@if [ -z "$(MODEL)" ]; then echo "serve: which checkpoint? make serve MODEL=s3://stetholm/runs/<run>/dpo/..." >&2; exit 2; fi
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m stetholm.processes run serve -- $(BIN)/python -m serve.deploy \
-	  --set 'serve.model=$(MODEL)' $(foreach pair,$(SET),--set '$(pair)')
+	  --set 'serve.model=$(MODEL)' --set 'serve.gate=$(GATE)' $(foreach pair,$(SET),--set '$(pair)')
 
 stop: setup ## end what our own commands started (by recorded process id), nothing else
 	@$(BIN)/python -m stetholm.processes stop
@@ -47,6 +49,10 @@ test: setup ## the tests; PYTEST="-k name" for some of them
 	@$(BIN)/python -m pytest -m "not long" -rs $(PYTEST)
 
 test-long: setup ## the tests marked long (a small demo from end to end among them)
+	@command -v redis-server >/dev/null || echo "test-long: SKIPPED, there is no redis-server here \
+	  (Debian: apt-get install redis-server): tests/cluster/test_head_failure.py" >&2
+	@[ "$$(id -u)" -eq 0 ] || echo "test-long: SKIPPED, only root can make hosts in network namespaces: \
+	  tests/cluster/test_hosts.py, tests/cluster/test_head_failure.py" >&2
 	@$(BIN)/python -m pytest -m long -rs $(PYTEST)
 
 lint: setup ## style, format and types

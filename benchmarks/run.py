@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.report import Result
 
-GROUPS = ("data", "model", "train", "generate", "encoders", "serve")
+GROUPS = ("data", "model", "train", "generate", "encoders", "serve", "cluster")
 BENCHES = {
     "data/bare": "benchmarks.data.bare:bare",
     "data/published": "benchmarks.data.published:published",
@@ -34,6 +34,12 @@ BENCHES = {
     "generate/prefer": "benchmarks.generate:prefer",
     "generate/published": "benchmarks.generate:published",
     "encoders/clip": "benchmarks.encoders:clip",
+    "serve/fastapi": "benchmarks.serve_fastapi:fastapi",
+    "serve/engine": "benchmarks.serve_engine:engine",
+    "serve/overhead": "benchmarks.serve_overhead:overhead",
+    "serve/faults": "benchmarks.serve_faults:faults",
+    "serve/disconnect": "benchmarks.serve_disconnect:disconnect",
+    "cluster/submit": "benchmarks.submit:submit",
 }
 """Every benchmark there is: its name, and the function that yields its results."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from serve.backend import ModelChanged
 from serve.errors import ApiError
 from serve.service import Served, Service, new_id, now, usage_of
 from stetholm.serving.analysis import Analysis, Evidence, Sound, question_for, recordings_wanted
@@ -56,6 +56,7 @@ class Analyst:
         self._heard: list[Heard]
         self._request: Request
         self._answer: Completion
+        self._changed = False
 
     async def prepare(self) -> None:
         """Check the form and decode the recordings.
@@ -70,10 +71,15 @@ class Analyst:
         self._request = Request(self._form.asked, stack(self._heard), sampling=sampling)
 
     async def whole(self) -> Analysis:
-        """The result at once."""
+        """The result at once. If the model is changed between answer and evidence, both are asked of the new one."""
         await self.prepare()
-        [self._answer] = await self._service.complete(self._served, self._request)
-        return await self.finish()
+        for _ in range(2):
+            [self._answer] = await self._service.complete(self._served, self._request)
+            result = await self.finish()
+            if not self._changed:
+                break
+            self._served, self._changed = self._service.find(self._form.model), False
+        return result
 
     async def pieces(self) -> AsyncGenerator[str, None]:
         """The answer's text as it comes."""
@@ -109,7 +115,8 @@ class Analyst:
             return None
         seconds = [one.quality.analysed_seconds for one in self._heard]
         try:
-            async with asyncio.timeout(settings.request_timeout_s):
+            async with self._service.in_time():
                 return await self._served.backend.explain(self._request, self._answer.text, seconds)
-        except TimeoutError as error:
-            raise self._service.too_slow() from error
+        except ModelChanged:
+            self._changed = True
+            return None

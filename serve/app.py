@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from serve.backend import PROBE, EngineBackend, ReplicaBackend
+from serve.backend import PROBE, EngineBackend, ReplicaBackend, Told
+from serve.canary import Canary
 from serve.http import create_app
 from serve.keys import ApiKeys, load_keys
 from serve.limits import Meter, SharedLimiter
 from serve.metrics import HttpMetrics, ModelMetrics, RequestWatch
 from serve.service import Served, Service
-from stetholm import runs
-from stetholm.evaluation.signoff import require_signed_off
+from serve.versions import DEPLOYMENT, Version, versions_of
+from stetholm.cluster.serve_config import SLACK_S
 from stetholm.serving.analysis import Evidence
-from stetholm.serving.engine import Completion, Delta, Request, collect
-from stetholm.serving.identity import ModelCard, read_card
+from stetholm.serving.engine import Delta, Request, collect
+from stetholm.serving.identity import ALIAS, ModelCard
 from stetholm.settings import AudioSettings, EngineKind, EngineSettings, ServeSettings, Settings, load_settings
 from stetholm.storage import Storage, open_storage
 
@@ -39,15 +41,19 @@ INGRESS_REPLICAS = 2
 """Two, because requests in flight are lost with a replica; each is light."""
 INGRESS_CPUS = 0.1
 INGRESS_CONCURRENCY = 512
+DRAIN_LOOP_S = 1.0
+"""How often a replica that leaves looks whether it has given its last answer."""
 
 
-@serve.deployment(name="StethoLM")
+@serve.deployment(name=DEPLOYMENT)
 class StethoLM:
     """A model replica."""
 
+    _card: ModelCard | None = None
+
     def __init__(
         self,
-        checkpoint: str,
+        card: ModelCard,
         storage: Storage,
         max_batch: int,
         engine: EngineKind = "auto",
@@ -58,6 +64,7 @@ class StethoLM:
         from stetholm.serving.evidence import explainer_of
         from stetholm.serving.load import load_engine
 
+        checkpoint, self._card = card.checkpoint, card
         self._engine = load_engine(checkpoint, storage, engine, max_batch=max_batch, settings=limits)
         self._engine.generate_many([PROBE])
         self._backend = EngineBackend(self._engine, explainer_of(self._engine, checkpoint, storage))
@@ -65,8 +72,31 @@ class StethoLM:
         self._last_answer = time.monotonic()
         self._active = self._deltas = 0
 
-    async def stream(self, request: Request, since: float | None = None) -> AsyncGenerator[Delta, None]:
-        """Deltas of one request, which came in at ``since`` (Unix seconds)."""
+    def _is(self, only: str | None) -> bool:
+        return only is None or (self._card is not None and self._card.checkpoint == only)
+
+    async def stream(
+        self, request: Request, since: float | None = None, only: str | None = None
+    ) -> AsyncGenerator[Told | Delta, None]:
+        """Who this is, then deltas of one request; nothing, if ``only`` is not this model's checkpoint.
+
+        ``since``: when the request came in (Unix seconds).
+        """
+        if not self._is(only):
+            return
+        yield Told(self._card)
+        async with aclosing(self._deltas_of(request, since)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def complete(self, request: Request, since: float | None = None, only: str | None = None) -> Told:
+        """Who this is, and the answers of one request; see :meth:`stream`."""
+        if not self._is(only):
+            return Told(self._card)
+        async with aclosing(self._deltas_of(request, since)) as deltas:
+            return Told(self._card, collect([delta async for delta in deltas], request.sampling.n))
+
+    async def _deltas_of(self, request: Request, since: float | None) -> AsyncGenerator[Delta, None]:
         self._active += 1
         try:
             with RequestWatch(self._metrics, since) as watch:
@@ -79,14 +109,11 @@ class StethoLM:
         finally:
             self._active -= 1
 
-    async def complete(self, request: Request, since: float | None = None) -> list[Completion]:
-        """The answers of one request, which came in at ``since`` (Unix seconds)."""
-        async with aclosing(self.stream(request, since)) as deltas:
-            return collect([delta async for delta in deltas], request.sampling.n)
-
-    async def explain(self, request: Request, answer: str, seconds: Sequence[float]) -> list[Evidence]:
-        """What an answer rests on, in each recording."""
-        return await self._backend.explain(request, answer, seconds)
+    async def explain(
+        self, request: Request, answer: str, seconds: Sequence[float], by: str | None = None
+    ) -> list[Evidence] | None:
+        """What an answer of the checkpoint ``by`` rests on, in each recording; None, if this is another one."""
+        return await self._backend.explain(request, answer, seconds) if self._is(by) else None
 
     async def stats(self) -> dict[str, int]:
         """Requests being answered here (``active``), and pieces of text sent so far (``deltas``)."""
@@ -114,6 +141,17 @@ class StethoLM:
             self._engine.close()
 
 
+@dataclass(frozen=True)
+class Other:
+    """A version beside the default model, as the ingress gets it."""
+
+    name: str
+    card: ModelCard
+    model: Any
+    """Its application before, its handle within Serve."""
+    sleeps: bool
+
+
 @serve.deployment(name="Ingress", num_replicas=INGRESS_REPLICAS, max_ongoing_requests=INGRESS_CONCURRENCY)
 @serve.ingress()
 class Ingress:
@@ -127,13 +165,21 @@ class Ingress:
         audio: AudioSettings,
         keys: ApiKeys,
         meter: DeploymentHandle | None,
+        others: Sequence[Other] = (),
     ) -> None:
-        """``model`` answers as ``card``; ``meter`` counts, where keys have limits."""
+        """``model`` answers as ``card``; ``meter`` counts, where keys have limits; ``others`` have names."""
         log_with_serve()
         self._settings, self._keys = settings, keys
         self._limiter = SharedLimiter(meter) if meter else None
         self._metrics = HttpMetrics()
-        self._service = Service([Served(card, ReplicaBackend(model))], settings, audio, self._metrics)
+        backends = {ALIAS: ReplicaBackend(model, settings.min_replicas == 0)}
+        backends |= {other.name: ReplicaBackend(other.model, other.sleeps) for other in others}
+        cards = {ALIAS: card} | {other.name: other.card for other in others}
+        served = [Served(cards[name], backend, name) for name, backend in backends.items()]
+        canary = None
+        if settings.canary and settings.canary_share:
+            canary = Canary(backends[settings.canary], settings.canary_share, settings.canary_by)
+        self._service = Service(served, settings, audio, self._metrics, canary)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve in the replica, after the constructor."""
@@ -149,34 +195,51 @@ def log_with_serve() -> None:
 
 
 def build(settings: Settings, storage: Storage) -> Application:
-    """The application for ``serve.model``, or for the run's last checkpoint.
+    """The application for ``serve.model``, or for the run's last checkpoint, and ``serve.versions``.
 
     Raises:
-        UserError: there is no such checkpoint, it has not passed its gate, or the key file is bad.
+        UserError: a checkpoint is not there or has not passed its gate, or the key file is bad.
     """
-    chosen = settings.serve.model or runs.require_checkpoint(settings, storage)
-    card = read_card(chosen, storage)
-    require_signed_off(card.checkpoint, storage, settings.serve.gate)
+    default, *others = versions_of(settings, storage)
+    options = settings.serve
+    keys = load_keys(options.api_keys_file, options.key_limits)
+    meter = Meter.options(**_leaving(options)).bind() if keys.limited else None  # type: ignore[attr-defined]
+    ingress = Ingress.options(  # type: ignore[attr-defined]
+        ray_actor_options={"num_cpus": INGRESS_CPUS}, **{**_leaving(options), "max_surge_percent": 100}
+    )
+    beside = [Other(str(one.name), one.card, _replicas(one, settings, storage), one.sleeps) for one in others]
+    application: Application = ingress.bind(
+        _replicas(default, settings, storage), default.card, options, settings.audio, keys, meter, beside
+    )
+    return application
+
+
+def _replicas(version: Version, settings: Settings, storage: Storage) -> Application:
+    """The model replicas of a version."""
     options = settings.serve
     in_flight = 2 * options.target_ongoing_requests
-    model = StethoLM.options(  # type: ignore[attr-defined]
+    deployment = StethoLM.options(  # type: ignore[attr-defined]
+        name=version.deployment,
         max_ongoing_requests=in_flight,
         max_queued_requests=options.max_queued_requests,
-        autoscaling_config={
-            "min_replicas": options.min_replicas,
-            "max_replicas": max(options.max_replicas, options.min_replicas),
-            "target_ongoing_requests": options.target_ongoing_requests,
-        },
+        autoscaling_config=version.autoscaling(options),
         ray_actor_options={"num_cpus": options.cpus_per_replica, "num_gpus": options.gpus_per_replica},
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         max_constructor_retry_count=2,
-    ).bind(card.checkpoint, storage, in_flight, options.engine, settings.engine)
-    ingress = Ingress.options(ray_actor_options={"num_cpus": INGRESS_CPUS})  # type: ignore[attr-defined]
-    keys = load_keys(options.api_keys_file, options.key_limits)
-    meter = Meter.bind() if keys.limited else None  # type: ignore[attr-defined]
-    application: Application = ingress.bind(model, card, options, settings.audio, keys, meter)
-    return application
+        **_leaving(options),
+    )
+    replicas: Application = deployment.bind(version.card, storage, in_flight, options.engine, settings.engine)
+    return replicas
+
+
+def _leaving(options: ServeSettings) -> dict[str, Any]:
+    """How replicas give way to others: those come first, and what was begun is ended."""
+    return {
+        "max_surge_percent": options.surge_percent,
+        "graceful_shutdown_wait_loop_s": DRAIN_LOOP_S,
+        "graceful_shutdown_timeout_s": options.request_timeout_s + SLACK_S,
+    }
 
 
 def build_app(args: dict[str, Any]) -> Application:

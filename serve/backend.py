@@ -5,22 +5,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve.errors import overloaded
+from serve.errors import ApiError, overloaded
 from serve.metrics import arrived
 from stetholm.serving.analysis import Evidence
 from stetholm.serving.engine import Completion, Delta, Engine, Request, Sampling, collect
+from stetholm.serving.identity import ModelCard
 
 if TYPE_CHECKING:
     from stetholm.serving.evidence import Explainer
 
+ATTEMPTS = 4
+"""How often a request is asked whose replicas die over it."""
+RETRY_S = 0.1
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Between attempts to meet a replica of the one model that was asked for."""
 PROBE = Request("Is this heart sound normal or abnormal?", sampling=Sampling(max_new_tokens=1))
 """The smallest question that proves that a model answers."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a replica says before or with its answers: who it is. Without ``answers`` it is not the one wanted."""
+
+    card: ModelCard | None
+    answers: Sequence[Completion] | None = None
 
 
 class Backend(Protocol):
@@ -74,63 +90,125 @@ class EngineBackend:
         await self.complete(PROBE)
 
 
+class ModelChanged(Exception):
+    """The replicas that gave an answer have left, and others cannot say what it rests on."""
+
+
 class ReplicaBackend:
     """Replicas behind a Serve handle.
 
-    A request whose replica dies is asked once more, of another one, as long as nothing of its answer was passed on.
+    A request whose replica dies is asked again, of another one, as long as nothing of its answer was passed on. While a
+    deployment is changed, replicas of two models stand behind one handle: each says which it is.
     """
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        """``handle`` of a deployment with the methods ``complete``, ``stream``, ``explain`` and ``ready``.
+    told: ModelCard | None = None
+    """Who has answered the request that this is for."""
+    patience_s: float | None = None
+    """How long a stream waits for a replica to take it. None: as long as the request may take."""
+    _only: str | None = None
+    _met = False
+    """Whether a replica of the model that was wanted has taken the request."""
 
-        The first two also take when the HTTP request came in.
-        """
+    def __init__(self, handle: DeploymentHandle, sleeps: bool = False) -> None:
+        """``handle`` of a deployment of :class:`serve.app.StethoLM`; ``sleeps``: it may have no replica."""
         self._complete = handle.options(method_name="complete")
         self._stream = handle.options(method_name="stream", stream=True)
         self._explain = handle.options(method_name="explain")
         self._ready = handle.options(method_name="ready")
+        self.sleeps = sleeps
+
+    def for_request(self, only: str | None = None) -> ReplicaBackend:
+        """The same for one request, which remembers who answered. ``only``: the checkpoint that alone may."""
+        mine = copy(self)
+        mine._only = only
+        return mine
 
     async def complete(self, request: Request) -> list[Completion]:
         """See :class:`Backend`."""
-        answers: list[Completion] = await _twice(self._complete, request, arrived.get())
-        return answers
+        for pause in _PAUSES:
+            told = await _ask(self._complete, request, arrived.get(), self._only)
+            if told.answers is not None:
+                self.told = told.card
+                return list(told.answers)
+            await asyncio.sleep(pause)
+        raise _changing()
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """See :class:`Backend`."""
-        started = retried = False
+        for pause in _PAUSES:
+            async with aclosing(self._once(request)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            if self._met:
+                return
+            await asyncio.sleep(pause)
+        raise _changing()
+
+    async def _once(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """What one replica gives; nothing, if it is of another model than the only one that may."""
+        started, left = False, ATTEMPTS
         with _busy_as_503():
             while True:
-                response: Any = self._stream.remote(request, arrived.get())
+                response: Any = self._stream.remote(request, arrived.get(), self._only)
                 try:
-                    async for delta in response:
+                    while (told := await self._next(response)) is not None:
+                        if isinstance(told, Told):
+                            self.told, self._met = told.card, True
+                            continue
                         started = True
-                        yield delta
+                        yield told
                     return
                 except RayActorError:
-                    if started or retried:
+                    left -= 1
+                    self._met = False
+                    if started or not left:
                         raise
-                    retried = True
                 finally:
                     response.cancel()
+                await asyncio.sleep(RETRY_S)
+
+    async def _next(self, response: Any) -> Told | Delta | None:
+        """What comes next; the first, by which a replica takes the request, within ``patience_s``."""
+        try:
+            async with asyncio.timeout(None if self._met else self.patience_s):
+                return cast("Told | Delta | None", await anext(response, None))
+        except TimeoutError as error:
+            raise overloaded("no replica has taken the request", code="unavailable") from error
 
     async def explain(self, request: Request, answer: str, seconds: Sequence[float]) -> list[Evidence]:
-        """See :class:`Backend`."""
-        found: list[Evidence] = await _twice(self._explain, request, answer, list(seconds))
-        return found
+        """See :class:`Backend`.
+
+        Raises:
+            ModelChanged: no replica of the model that gave the answer is left.
+        """
+        by = self.told.checkpoint if self.told else None
+        for _ in range(ATTEMPTS):
+            found: list[Evidence] | None = await _ask(self._explain, request, answer, list(seconds), by)
+            if found is not None:
+                return found
+        raise ModelChanged
 
     async def ready(self) -> None:
-        """See :class:`Backend`."""
+        """See :class:`Backend`. One that may sleep is not asked: that would hold it awake."""
+        if self.sleeps:
+            return
         with _busy_as_503():
             await self._ready.remote()
 
 
-async def _twice(method: Any, *arguments: Any) -> Any:
-    """Ask a replica, and another one if the first dies over it."""
+async def _ask(method: Any, *arguments: Any) -> Any:
+    """Ask a replica, and another one if it dies over it."""
     with _busy_as_503():
-        try:
-            return await method.remote(*arguments)
-        except RayActorError:
-            return await method.remote(*arguments)
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await method.remote(*arguments)
+            except RayActorError:
+                await asyncio.sleep(RETRY_S)
+        return await method.remote(*arguments)
+
+
+def _changing() -> ApiError:
+    return overloaded("this model is coming or going; ask again", code="model_changing")
 
 
 @contextmanager

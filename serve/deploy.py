@@ -1,7 +1,8 @@
-"""Put the endpoint up: ``python -m serve.deploy [--config cluster.yaml] --set serve.model=s3://…``.
+"""Put the endpoint up, or change it: ``python -m serve.deploy [--config cluster.yaml] --set serve.model=s3://…``.
 
-Runs in the foreground until Ctrl-C or SIGTERM and then leaves nothing running. A checkpoint that has not passed its
-gate is refused, unless ``--force`` is given.
+The first one runs in the foreground until Ctrl-C or SIGTERM and then leaves nothing running. Meanwhile another one for
+the same port (or on the same ``RAY_ADDRESS``) changes what is served, without a gap, and ends. A checkpoint that has
+not passed its gate is refused, unless ``--force`` is given.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -20,13 +22,13 @@ from typing import Any
 
 from ray import serve
 
+from serve import rollout
 from serve.app import build
 from serve.service import now
-from stetholm import runs
+from serve.versions import versions_of
 from stetholm.cluster.serve_config import APPLICATION as APP_NAME
 from stetholm.cluster.serve_config import SLACK_S
 from stetholm.errors import UserError
-from stetholm.evaluation.signoff import require_signed_off
 from stetholm.job import run_job
 from stetholm.ray_session import ray_session
 from stetholm.settings import ServeSettings, Settings
@@ -69,38 +71,49 @@ def _require_ours(url: str) -> None:
         ) from error
 
 
+def is_up() -> bool:
+    """Whether an endpoint of ours runs on the Ray that this process is connected to."""
+    return APP_NAME in serve.status().applications
+
+
 def deploy(settings: Settings, storage: Storage, block: bool = False) -> str:
     """Start or update the endpoint on the Ray that this process is connected to; return its base URL once it answers.
 
-    With ``block``, return only after Ctrl-C or SIGTERM, and take the endpoint down.
+    An update that fails leaves the old replicas serving. With ``block``, return only after Ctrl-C or SIGTERM, and take
+    the endpoint down.
 
     Raises:
         UserError: no such checkpoint, a bad key file, a port in use, or the model does not come up.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = build(settings, storage)
-    options = settings.serve
+    options, url, update = settings.serve, base_url(settings.serve), is_up()
     if serve.status().proxies:
-        _require_ours(base_url(options))
+        _require_ours(url)
     else:
         require_free_port(options.host, options.port)
+    if update:
+        rollout.tell_if_no_room(options)
     try:
-        serve.start(
-            http_options={
-                "host": options.host,
-                "port": options.port,
-                "request_timeout_s": options.request_timeout_s + SLACK_S,
-            }
-        )
+        _start(options)
         serve.run(application, name=APP_NAME, route_prefix="/")
-        wait_ready(base_url(options))
+        wait_ready(url)
     except RuntimeError as error:
+        if update:
+            raise UserError(f"the change did not come up, the old model answers: {_last_line(error)}") from error
         shutdown()
         raise UserError(f"the endpoint did not come up: {_last_line(error)}") from error
     if block:
-        _hold(base_url(options))
+        with rollout.remembered(options.port):
+            _hold(url)
         shutdown()
-    return base_url(options)
+    return url
+
+
+def _start(options: ServeSettings) -> None:
+    """Serve itself, unless it runs."""
+    timeout_s = options.request_timeout_s + SLACK_S
+    serve.start(http_options={"host": options.host, "port": options.port, "request_timeout_s": timeout_s})
 
 
 def shutdown() -> None:
@@ -149,15 +162,22 @@ def _hold(url: str) -> None:
 
 
 def main(settings: Settings, storage: Storage) -> dict[str, Any]:
-    """The foreground command."""
-    started = now()
-    require_free_port(settings.serve.host, settings.serve.port)
+    """The foreground command, or a change of what another one holds."""
+    started, options = now(), settings.serve
+    running = None if os.environ.get("RAY_ADDRESS") else rollout.address_of(options.port)
+    if running:
+        os.environ["RAY_ADDRESS"] = running
+    elif not os.environ.get("RAY_ADDRESS"):
+        require_free_port(options.host, options.port)
     build(settings, storage)  # for what it refuses, before Ray starts
-    model = settings.serve.model or runs.require_checkpoint(settings, storage)
-    print(require_signed_off(model, storage, settings.serve.gate), file=sys.stderr, flush=True)
+    models = versions_of(settings, storage)
+    print("\n".join(model.gate for model in models), file=sys.stderr, flush=True)
     with ray_session():
-        url = deploy(settings, storage, block=True)
-    return {"output": url, "started": started}
+        update = is_up()
+        url = deploy(settings, storage, block=not update)
+    if update:
+        print(f"The endpoint at {url} has been changed: {models[0].card.checkpoint} answers", flush=True)
+    return {"output": url, "started": started, "model": models[0].card.checkpoint, "changed": update}
 
 
 def with_force(arguments: list[str]) -> list[str]:
@@ -166,4 +186,4 @@ def with_force(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_job("serve", main, with_force(sys.argv[1:]))
+    run_job("serve", main, with_force(sys.argv[1:]), alone=False)

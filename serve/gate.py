@@ -10,7 +10,7 @@ from serve.errors import ApiError, error_response, overloaded
 from serve.keys import ApiKey, ApiKeys
 from serve.limits import Limiter, LocalLimiter
 from serve.metrics import HttpMetrics, arrived
-from serve.visit import Visit, log_failure, request_id
+from serve.visit import Visit, key_name, log_failure, request_id
 
 PROTECTED = "/v1/"
 BODY_TIMEOUT_S = 30.0
@@ -50,6 +50,7 @@ class Gate:
         send_safely = visit.sender(send)
         try:
             visit.key = self._key(scope["path"], visit)
+            key_name.set(visit.key.name if visit.key else None)
             await self._count(visit.key)
             body = await self._read(visit, receive)
             await self.app(scope, _replay(body, receive), send_safely)

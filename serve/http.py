@@ -126,4 +126,4 @@ async def readyz(service: ServiceDep) -> JSONResponse:
             await service.ready()
     except TimeoutError as error:
         raise errors.overloaded("the model does not answer yet", code="not_ready") from error
-    return JSONResponse({"status": "ready", "models": [one.card.id for one in service.served]})
+    return JSONResponse({"status": "ready", "models": [one.listed.id for one in service.served]})

@@ -38,6 +38,11 @@ class HttpMetrics:
         self.refused = metrics.Counter(
             "stetholm_limit_refusals", "Requests beyond the limits of their key.", tag_keys=("key",)
         )
+        self.answers = metrics.Counter(
+            "stetholm_answers",
+            "Answers, by the model that gave them and the name it was asked under.",
+            tag_keys=("model", "asked"),  # type: ignore[arg-type]
+        )
         self.audio = metrics.Counter("stetholm_audio_seconds", "Seconds of sound that were decoded.")
 
     def answered(self, route: str, status: int, seconds: float) -> None:

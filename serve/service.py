@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 
-from serve.backend import Backend
+from serve.backend import Backend, ReplicaBackend
+from serve.canary import Canary, CanaryBackend
 from serve.errors import ApiError, overloaded
-from serve.metrics import HttpMetrics
+from serve.metrics import HttpMetrics, arrived
 from stetholm.audio.decode import AudioError
 from stetholm.serving.engine import Completion, Delta, Request, Sampling
 from stetholm.serving.identity import ALIAS, ModelCard
@@ -24,8 +25,23 @@ from stetholm.settings import AudioSettings, ServeSettings
 class Served:
     """A model that can be asked."""
 
-    card: ModelCard
+    listed: ModelCard
     backend: Backend
+    name: str = ALIAS
+    """What clients call it, beside the id of its checkpoint."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Who answered, once that is known; before, who is there to answer."""
+        told = self.backend.told if isinstance(self.backend, ReplicaBackend | CanaryBackend) else None
+        return told or self.listed
+
+    def for_request(self, name: str) -> Served:
+        """The same for one request by that name. By a checkpoint's id no other checkpoint may answer."""
+        if not isinstance(self.backend, ReplicaBackend):
+            return replace(self, name=name)
+        only = None if name == self.name else self.listed.checkpoint
+        return replace(self, name=name, backend=self.backend.for_request(only))
 
 
 class Service:
@@ -37,18 +53,21 @@ class Service:
         serve: ServeSettings,
         audio: AudioSettings,
         metrics: HttpMetrics | None = None,
+        canary: Canary | None = None,
     ) -> None:
-        """The first of ``served`` also answers to the alias ``stetholm``."""
+        """The first of ``served`` is the default model, in whose place ``canary`` may answer."""
         self.served = tuple(served)
         self.settings = serve
-        self._by_name = {ALIAS: self.served[0], **{one.card.id: one for one in self.served}}
+        names = [(one.name, one) for one in self.served] + [(one.listed.id, one) for one in self.served]
+        self._by_name = dict(reversed(names))  # of two versions with one checkpoint the first answers to its id
+        self._canary = canary
         longest = min(audio.max_seconds, serve.max_audio_seconds)
         self._limits = audio.model_copy(update={"max_seconds": longest})
         self._metrics = metrics or HttpMetrics()
 
     def models(self) -> ModelList:
         """Every name under which a model answers."""
-        return ModelList(data=[self.model(name) for name in self._by_name])
+        return ModelList(data=[self.model(name) for name in reversed(self._by_name)])
 
     def model(self, name: str) -> Model:
         """The model of that name.
@@ -56,21 +75,28 @@ class Service:
         Raises:
             ApiError: 404, there is none.
         """
-        card = self.find(name).card
+        card = self._known(name).listed
         return Model(id=name, created=card.created, checkpoint=card.checkpoint, lineage=card.lineage)
 
     async def ready(self) -> None:
-        """Return when every model answers."""
+        """Return when every model answers that does not sleep."""
         await asyncio.gather(*(one.backend.ready() for one in self.served))
 
     def find(self, name: str) -> Served:
-        """Who answers to that name.
+        """Who answers this request, which names ``name``.
 
         Raises:
             ApiError: 404, nobody.
         """
+        found = self._known(name)
+        mine = found.for_request(name)
+        if self._canary and name == ALIAS and isinstance(mine.backend, ReplicaBackend) and self._canary.takes():
+            return replace(mine, backend=CanaryBackend(self._canary.backend.for_request(), mine.backend))
+        return mine
+
+    def _known(self, name: str) -> Served:
         if name not in self._by_name:
-            known = ", ".join(self._by_name)
+            known = ", ".join(reversed(self._by_name))
             raise ApiError(404, f"no such model; there are: {known}", code="model_not_found", param="model")
         return self._by_name[name]
 
@@ -125,11 +151,10 @@ class Service:
         Raises:
             ApiError: 503, it took too long.
         """
-        try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
-                return await served.backend.complete(request)
-        except TimeoutError as error:
-            raise self.too_slow() from error
+        async with self.in_time():
+            answers = await served.backend.complete(request)
+        self._answered(served)
+        return answers
 
     async def deltas(self, served: Served, request: Request) -> AsyncGenerator[Delta, None]:
         """The answer as it comes, all of it within the request's time.
@@ -137,17 +162,32 @@ class Service:
         Raises:
             ApiError: 503, it took too long.
         """
-        deadline = asyncio.get_running_loop().time() + self.settings.request_timeout_s
         async with aclosing(served.backend.stream(request)) as stream:
             while True:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        delta = await anext(stream, None)
-                except TimeoutError as error:
-                    raise self.too_slow() from error
+                async with self.in_time():
+                    delta = await anext(stream, None)
                 if delta is None:
-                    return
+                    break
                 yield delta
+        self._answered(served)
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Whatever is done within, the request's time, which began when it arrived, ends it.
+
+        Raises:
+            ApiError: 503, it took too long.
+        """
+        since = arrived.get()
+        left = self.settings.request_timeout_s - (0.0 if since is None else time.time() - since)
+        try:
+            async with asyncio.timeout(max(0.0, left)):
+                yield
+        except TimeoutError as error:
+            raise self.too_slow() from error
+
+    def _answered(self, served: Served) -> None:
+        self._metrics.answers.inc(1, {"model": served.card.id, "asked": served.name})
 
     def too_slow(self) -> ApiError:
         """503 for what took longer than a request may."""

@@ -49,9 +49,9 @@ class ChatStream:
 
     def __init__(self, service: Service, served: Served, request: Request, include_usage: bool) -> None:
         """``include_usage``: a last chunk with the token counts, as ``stream_options`` asks for."""
-        self._deltas = service.deltas(served, request)
+        self._deltas, self._served = service.deltas(served, request), served
         self._include_usage = include_usage
-        self._id, self._created, self._model = new_id("chatcmpl"), now(), served.card.id
+        self._id, self._created = new_id("chatcmpl"), now()
         self._first: Delta | None = None
         self._last: dict[int, Delta] = {}
 
@@ -84,7 +84,7 @@ class ChatStream:
         return self._dump(ChatChunk(**self._head(), choices=[choice]))
 
     def _head(self) -> dict[str, object]:
-        return {"id": self._id, "created": self._created, "model": self._model}
+        return {"id": self._id, "created": self._created, "model": self._served.card.id}
 
     @staticmethod
     def _dump(chunk: ChatChunk) -> str:

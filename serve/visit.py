@@ -32,6 +32,8 @@ SAFE_HEADERS = {
 }
 request_id: ContextVar[str] = ContextVar("stetholm_request_id", default="-")
 """Of the request that is being answered."""
+key_name: ContextVar[str | None] = ContextVar("stetholm_key_name", default=None)
+"""Whose request it is, where keys are asked for."""
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,8 @@ import pytest
 
 from stetholm.errors import UserError
 from stetholm.job import find_user_error, run_job
+from stetholm.runs import hold_run
+from stetholm.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +103,46 @@ def test_anything_else_is_status_1_with_the_traceback_in_a_log_file(run, stethol
 
 def test_an_interrupted_job_says_so(run):
     assert run(raising(KeyboardInterrupt()))[::2] == (1, "ingest: interrupted\n")
+
+
+def test_a_job_that_is_told_to_stop_gives_its_run_back(run, storage):
+    def main(settings, storage):
+        assert len(storage.list(storage.join("runs/default/lease"))) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("not reached")
+
+    line = "ingest: stopped by SIGTERM; the same line again goes on from what is done\n"
+    assert run(main)[::2] == (1, line)
+    assert storage.list(storage.join("runs/default/lease")) == []
+
+
+def test_a_second_job_of_a_run_is_refused(run, storage):
+    with hold_run(Settings(), storage, "sft"):
+        status, result, err = run(lambda settings, storage: {"output": "not reached"})
+        assert (status, result) == (2, None) and err.count("\n") == 1
+        assert err.startswith("ingest: run 'default': process ") and "(sft, since " in err
+        assert run(lambda settings, storage: {"output": None}, "--set", "run.name=other")[0] == 0
+    assert run(lambda settings, storage: {"output": None})[0] == 0
+
+
+LOSING = """
+import time
+from stetholm.job import run_job
+from stetholm.storage import lease
+lease.BEAT_SECONDS = lease._POLL_SECONDS = 0.05
+def main(settings, storage):
+    print("at work")
+    storage.remove_dir(storage.join("runs/losing/lease"))
+    time.sleep(100)
+run_job("sft", main, ["--set", "run.name=losing"])
+"""
+
+
+@pytest.mark.usefixtures("storage")
+def test_a_job_that_has_lost_its_run_ends_at_once():
+    ended = subprocess.run([sys.executable, "-c", LOSING], capture_output=True, text=True, timeout=90)
+    assert (ended.returncode, ended.stdout) == (2, "at work\n")
+    assert ended.stderr.startswith("sft: run 'losing': this process lost its lease") and ended.stderr.count("\n") == 1
 
 
 def test_secrets_are_hidden_in_messages_and_logs(run, storage, monkeypatch):

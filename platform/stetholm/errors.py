@@ -8,4 +8,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A job was told to stop and has done so in order: status 1. The message says how far it is and how to go on."""
+    """A job has stopped in order before its end, as it was told to or as its gate was not passed: status 1.
+
+    The message says how far it is and how to go on.
+    """

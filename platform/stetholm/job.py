@@ -1,11 +1,13 @@
 """What every script in ``jobs/`` does around its own work: settings, storage, the RESULT line, exit status.
 
-0 = done, 2 = bad settings or bad input (one line on stderr), 1 = anything else (one line naming a log file).
+0 = done, 2 = bad settings or bad input (one line on stderr), 1 = anything else (one line naming a log file). One job
+at a time works on a run: a second one of the same ``run.name`` ends with status 2 (see ``runs.hold_run``).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -19,8 +21,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stetholm.errors import Stopped, UserError
+from stetholm.runs import hold_run
 from stetholm.settings import Settings, load_settings
+from stetholm.stopping import Told, stop_signals
 from stetholm.storage import Storage, open_storage
+from stetholm.storage.lease import LeaseHeld
 from stetholm.storage.paths import log_file
 
 JobMain = Callable[[Settings, Storage], dict[str, Any]]
@@ -31,23 +36,28 @@ _RAY_DATA_ADVICE = "\nFailed to apply UDF"
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 
 
-def run_job(name: str, main: JobMain, argv: Sequence[str] | None = None) -> NoReturn:
+def run_job(name: str, main: JobMain, argv: Sequence[str] | None = None, *, alone: bool = True) -> NoReturn:
     """Run a job and end the process with its exit status.
 
     Args:
         name: the job's name, as in ``jobs/<name>.py``.
         main: the job's work; its dict, with at least ``output``, goes into the RESULT line.
         argv: default ``sys.argv[1:]``.
+        alone: hold the run, so that no other job works on it; not for what only reads, or holds it by itself.
     """
     started = time.monotonic()
     secrets = _Secrets()
     try:
-        arguments = _parser(name, main).parse_args(argv)
-        settings = load_settings(arguments.config, arguments.set)
-        secrets.add(settings.storage.access_key, settings.storage.secret_key)
-        storage = open_storage(settings.storage)
-        secrets.add(storage.access_key, storage.secret_key, storage.session_token)
-        result = main(settings, storage)
+        with stop_signals(raises=True):
+            arguments = _parser(name, main).parse_args(argv)
+            settings = load_settings(arguments.config, arguments.set)
+            secrets.add(settings.storage.access_key, settings.storage.secret_key)
+            storage = open_storage(settings.storage)
+            secrets.add(storage.access_key, storage.secret_key, storage.session_token)
+            with hold_run(settings, storage, name, end_at_once(name)) if alone else contextlib.nullcontext():
+                result = main(settings, storage)
+    except Told as told:
+        _end(1, f"{name}: {told}; the same line again goes on from what is done")
     except KeyboardInterrupt:
         _end(1, f"{name}: interrupted")
     except Exception as error:
@@ -121,6 +131,20 @@ def _verdict(name: str, error: Exception, secrets: _Secrets) -> tuple[int, str]:
     path = log_file(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log")
     path.write_text(secrets.hide("".join(traceback.format_exception(error))), encoding="utf-8")
     return 1, secrets.hide(f"{name}: failed: {type(error).__name__}: {_one_line(error)[:300]} (traceback: {path})")
+
+
+def end_at_once(name: str) -> Callable[[LeaseHeld], None]:
+    """How a job ends that has lost its run to another one: at once, as whatever it writes would disturb that one.
+
+    Its workers and a Ray of its own end with it.
+    """
+
+    def end(lost: LeaseHeld) -> None:
+        sys.stdout.flush()
+        print(f"{name}: {_one_line(lost)}: ended; the same line again goes on", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    return end
 
 
 def _end(status: int, line: str) -> NoReturn:

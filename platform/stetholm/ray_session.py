@@ -10,6 +10,8 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from stetholm.stopping import sigterm_kept
+
 T = TypeVar("T")
 
 MIN_LOCAL_CPUS = 4
@@ -37,9 +39,11 @@ def ray_session(num_cpus: float | None = None) -> Iterator[None]:
     if began and os.environ.get("RAY_ADDRESS"):
         # Ray Train's actors look for the cluster by themselves, in vain where several run on one machine.
         address = {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}
-        ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
+        with sigterm_kept():
+            ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
     elif began:
-        _start_local(num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
+        with sigterm_kept():
+            _start_local(num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
     quiet_data()
     try:
         yield

@@ -5,16 +5,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from stetholm.errors import UserError
 from stetholm.settings import Settings
 from stetholm.storage import Storage
+from stetholm.storage.lease import Lease, LeaseHeld, lease
 
 CHECKPOINT_JOBS = ("import_weights", "align", "sft", "dpo")
 """Jobs whose output is a checkpoint, in the order in which one starts from another."""
+
+LENT_CLAIM = "STETHOLM_RUN_CLAIM"
+"""Environment variable by which a job lets its child processes work on its run: the claim of its lease."""
+
+
+@contextlib.contextmanager
+def hold_run(
+    settings: Settings, storage: Storage, job: str, on_lost: Callable[[LeaseHeld], None] = lambda lost: None
+) -> Iterator[Lease]:
+    """Be the only job of this run within the block; under a pipeline, in that one's place.
+
+    Args:
+        settings: of the run.
+        storage: where it lies.
+        job: for the message of who comes meanwhile.
+        on_lost: see :func:`stetholm.storage.lease.lease`.
+
+    Raises:
+        LeaseHeld: another job of the same ``run.name`` is at work. Where that one may have died on another machine,
+            this waits until that is certain.
+    """
+    where, what = run_uri(settings, storage, "lease"), f"run {settings.run.name!r}"
+    with lease(storage, where, what, job=job, claim=os.environ.get(LENT_CLAIM), on_lost=on_lost) as held:
+        yield held
 
 
 def run_uri(settings: Settings, storage: Storage, *parts: str) -> str:

@@ -111,7 +111,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "1 MHz": (lambda: encoded(noise(), 1_000_000), "sampling rate 1000000 Hz is outside"),
     "two hours of WAV": (lambda: silence(TWO_HOURS, 1_000, "WAV", "PCM_U8"), "longer than audio.max_seconds = 600"),
     "two hours of FLAC": (lambda: silence(TWO_HOURS, 8_000, "FLAC"), "longer than audio.max_seconds = 600"),
-    "two hours of OGG": (lambda: silence(TWO_HOURS, 8_000, "OGG"), "longer than audio.max_seconds = 600"),
+    "twenty minutes of OGG": (lambda: silence(TWO_HOURS // 6, 8_000, "OGG"), "longer than audio.max_seconds = 600"),
     "two hours of MP3": (lambda: silent_mp3(TWO_HOURS), "longer than audio.max_seconds = 600"),
     "two hours of many bytes": (lambda: silence(TWO_HOURS, 8_000, "WAV"), "larger than audio.max_bytes"),
     "a WAV that claims 1.9 GB": (

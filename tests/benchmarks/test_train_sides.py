@@ -41,12 +41,14 @@ def test_a_turn_holds_so_many_steps() -> None:
         assert side.end() > 2**20
 
 
+@pytest.mark.long
 def test_ranks_are_one_side() -> None:
     with started(ranks, ranks=2) as side:
         turn = side.turn(2)
     assert (turn.samples, turn.tokens) == (2 * (1 + 2), 2 * (2 + 2))
 
 
+@pytest.mark.long
 def test_each_side_has_as_many_turns() -> None:
     with started(counting) as one, started(counting) as other:
         turns = in_turns({"one": one, "other": other}, rounds=3, steps={"one": 1, "other": 4})

@@ -3,8 +3,6 @@
 import io
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -62,7 +60,7 @@ def test_a_run_is_evaluated_once_and_the_same_command_shows_its_table_again(
     assert not result["gate"]["passed"] and result["gate"]["failed"] == ["Report"]
     json.dumps(result)
 
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(f"{result['output']}/predictions.parquet")))
+    table = storage.read_table(f"{result['output']}/predictions.parquet")
     assert table.num_rows == 9 and table["prediction"].null_count == 0
     # What is withheld is withheld: the answer depends on the instruction alone.
     answers = {}

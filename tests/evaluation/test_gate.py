@@ -13,7 +13,6 @@ from stetholm.evaluation.compare import compare, find_evaluation, read_evaluatio
 from stetholm.evaluation.conditions import AUDIO, UNTOUCHED, WITHHELD
 from stetholm.evaluation.examples import Example
 from stetholm.evaluation.gate import check_gate, judge_gate
-from stetholm.evaluation.generation import write_parquet
 from stetholm.evaluation.report import make_report
 from stetholm.evaluation.scoring import Draws, score, to_table
 from stetholm.evaluation.signoff import require_signed_off, sign_off, weights_sha256
@@ -47,7 +46,7 @@ def evaluation(storage, uri, wrong=(), count=40, checkpoint="s3://stetholm/test-
         "scorer": "exact", "judge": None, **make_report(scored, [AUDIO, WITHHELD, UNTOUCHED], FEW), **report,
     }  # fmt: skip
     table: pa.Table = to_table(scored, [AUDIO, WITHHELD, UNTOUCHED])
-    write_parquet(storage, f"{uri}/predictions.parquet", table)
+    storage.write_table(f"{uri}/predictions.parquet", table)
     storage.write_json(f"{uri}/report.json", found)
     return read_evaluation(uri, storage)
 

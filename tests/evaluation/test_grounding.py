@@ -4,8 +4,6 @@ import json
 import math
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -40,7 +38,7 @@ def settings(uri, checkpoint, *more):
 
 
 def table(storage, result):
-    return pq.read_table(pa.BufferReader(storage.read_bytes(f"{result['output']}/grounding.parquet"))).to_pylist()
+    return storage.read_table(f"{result['output']}/grounding.parquet").to_pylist()
 
 
 def test_drops_of_both_answers_with_intervals_and_nothing_twice(storage, uri, folder, ray_cluster, capsys, monkeypatch):

@@ -2,8 +2,6 @@
 
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from stetholm import runs
@@ -49,9 +47,7 @@ def test_pairs_are_a_corpus_with_candidates_and_scores(storage, overrides, ray_c
         assert (row["chosen"], row["rejected"]) == (row["candidates"][best], row["candidates"][worst])
         assert read_features(row).shape == (len(row["recording_ids"]), 64, 218)
 
-    everything = pq.read_table(
-        pa.BufferReader(storage.read_bytes(runs.run_uri(chosen, storage, "prefer", "candidates.parquet")))
-    )
+    everything = storage.read_table(runs.run_uri(chosen, storage, "prefer", "candidates.parquet"))
     assert everything.num_rows == 5 and sum(everything["skipped"].to_pylist()) == result["skipped"]
     assert prefer(chosen, storage) == result  # from its record
 

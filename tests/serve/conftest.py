@@ -33,6 +33,14 @@ def tiny_checkpoint(storage: Storage, tmp_path_factory: pytest.TempPathFactory) 
     return uri
 
 
+@pytest.fixture(scope="session")
+def second_checkpoint(storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another one, of run ``serve-second``."""
+    uri = storage.join("runs", "serve-second", "sft", "checkpoint")
+    storage.upload_dir(save_tiny(tmp_path_factory.mktemp("second"), seed=1), uri)
+    return uri
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TransformersEngine]:
     engine = TransformersEngine(*tiny_model())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from serve.backend import EngineBackend
 from serve.http import create_app
@@ -22,12 +23,19 @@ def serve_in_thread(engine: TransformersEngine, keys: ApiKeys) -> Iterator[str]:
     """Its URL, with a slash at the end."""
     settings = ServeSettings(max_new_tokens=64)
     service = Service([Served(CARD, EngineBackend(engine))], settings, AudioSettings())
-    config = uvicorn.Config(create_app(service, settings, keys), port=free_port(), log_level="critical")
+    with listening(create_app(service, settings, keys)) as url:
+        yield f"{url}/"
+
+
+@contextmanager
+def listening(app: ASGIApp) -> Iterator[str]:
+    """The URL of an app that a thread serves."""
+    config = uvicorn.Config(app, port=free_port(), log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{config.port}/"
+    yield f"http://127.0.0.1:{config.port}"
     server.should_exit = True
     thread.join()

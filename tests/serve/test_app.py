@@ -38,7 +38,8 @@ def free_port() -> int:
 
 
 def settings_for(port: int, *more: str) -> Settings:
-    return load_settings(None, [f"serve.port={port}", "run.name=serve-test", *more], {})
+    mine = [f"serve.port={port}", "run.name=serve-test", "serve.gate=if-there"]
+    return load_settings(None, [*mine, *more], {})
 
 
 @pytest.fixture(scope="module")

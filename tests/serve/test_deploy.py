@@ -1,5 +1,6 @@
 """What is found out before anything starts, and the foreground command."""
 
+import json
 import os
 import signal
 import socket
@@ -11,13 +12,15 @@ import httpx
 import pytest
 
 from serve.app import build, build_app
-from serve.deploy import base_url, require_free_port
+from serve.deploy import base_url, require_free_port, with_force
 from stetholm.errors import UserError
 from stetholm.settings import ServeSettings, load_settings
 from stetholm.storage import Storage
 from tests.serve.test_app import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+UNSIGNED = "serve.gate=if-there"
+"""The tests' checkpoints have no gate.json."""
 
 
 def test_a_checkpoint_that_is_not_there(storage: Storage):
@@ -33,11 +36,11 @@ def test_a_run_without_a_checkpoint(storage: Storage):
 
 def test_the_runs_last_checkpoint_is_taken(storage: Storage, tiny_checkpoint: str):
     storage.write_json(storage.join("runs", "serve-test", "sft", "result.json"), {"output": tiny_checkpoint})
-    assert build(load_settings(None, ["run.name=serve-test"], {}), storage) is not None
+    assert build(load_settings(None, ["run.name=serve-test", UNSIGNED], {}), storage) is not None
 
 
 def test_a_deploy_config_builds_the_same(storage: Storage, tiny_checkpoint: str):
-    assert build_app({"set": f"serve.model={tiny_checkpoint} serve.max_replicas=3"}) is not None
+    assert build_app({"set": f"serve.model={tiny_checkpoint} serve.max_replicas=3 {UNSIGNED}"}) is not None
     with pytest.raises(UserError, match="no checkpoint at"):
         build_app({"set": [f"serve.model={storage.join('nowhere')}"]})
 
@@ -68,11 +71,18 @@ def test_the_command_refuses_a_missing_checkpoint(storage: Storage):
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("serve: no checkpoint at")
 
 
-@pytest.mark.long
-def test_the_command_serves_until_it_is_told_to_end(storage: Storage, tiny_checkpoint: str):
-    port = free_port()
+def test_the_command_refuses_a_checkpoint_nobody_has_signed_off_unless_forced(storage: Storage, tiny_checkpoint: str):
+    chosen = command(f"serve.model={tiny_checkpoint}", f"serve.port={free_port()}")
+    done = subprocess.run(chosen, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "no gate.json beside" in done.stderr.strip().splitlines()[-1]
+    forced = [one.removeprefix("--set=") for one in with_force(["--force"])]
+    assert build(load_settings(None, [f"serve.model={tiny_checkpoint}", *forced], {}), storage) is not None
+
+
+def started(*settings: str) -> tuple[subprocess.Popen[str], str]:
+    """The foreground command, and the line in which it says where the endpoint is."""
     process = subprocess.Popen(
-        command(f"serve.model={tiny_checkpoint}", f"serve.port={port}"),
+        command(*settings),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -80,9 +90,25 @@ def test_the_command_serves_until_it_is_told_to_end(storage: Storage, tiny_check
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
-    lines = iter(process.stdout.readline, "")
-    assert any(f"http://127.0.0.1:{port}" in line for line in lines)
-    assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=60).status_code == 200
+    return process, next(line for line in iter(process.stdout.readline, "") if "http://" in line)
+
+
+@pytest.mark.long
+def test_the_command_serves_until_it_is_told_to_end_and_another_one_changes_the_model(
+    storage: Storage, tiny_checkpoint: str, second_checkpoint: str
+):
+    port = free_port()
+    process, line = started(f"serve.model={tiny_checkpoint}", f"serve.port={port}", UNSIGNED)
+    url = f"http://127.0.0.1:{port}"
+    assert url in line and httpx.get(f"{url}/readyz", timeout=60).status_code == 200
+    again = command(f"serve.model={second_checkpoint}", f"serve.port={port}", UNSIGNED)
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.strip().splitlines()[-1].removeprefix("RESULT "))
+    assert result["changed"] and result["model"] == second_checkpoint
+    body = {"model": "stetholm", "messages": [{"role": "user", "content": "Normal?"}], "max_tokens": 2}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+    assert answer["model"] == "stetholm/serve-second/sft"
     process.send_signal(signal.SIGTERM)
     rest, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

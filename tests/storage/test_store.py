@@ -217,6 +217,12 @@ def test_arrow_filesystems_travel_to_other_processes(storage, place):
             assert stream.read() == b"hello"
 
 
+def test_a_table_comes_back(storage, place):
+    table = pa.table({"a": [1, None], "b": [["x"], []]})
+    storage.write_table(f"{place}/t.parquet", table)
+    assert storage.read_table(f"{place}/t.parquet").equals(table)
+
+
 def test_write_json_keeps_text_readable(storage, place):
     storage.write_json(f"{place}/x", {"b": "ü"})
     assert "ü" in storage.read_text(f"{place}/x") and json.loads(storage.read_text(f"{place}/x"))

@@ -66,13 +66,16 @@ def test_alignment_moves_the_encoder_and_sees_each_sample_once(storage, train):
     assert result["loss_first"] > 0
 
 
+@pytest.mark.long
 def test_sft_starts_from_alignment_and_can_be_prolonged(storage, train):
     first = train("sft", epochs=1)
     assert first["samples"] == train.samples
     lineage = storage.read_json(f"{first['output']}/lineage.json")
     assert "/align/" in lineage["parent"] and lineage["stage"] == "sft"
 
-    assert train("sft", epochs=1) == first  # done: nothing is trained again
+    assert train("sft", epochs=1, log_every=3) == first  # done: nothing is trained again
+    with pytest.raises(UserError, match=r"already done 'sft' with other settings \(learning_rate\): give the old"):
+        train("sft", epochs=1, learning_rate=1e-5)
 
     second = train("sft", epochs=2)
     assert second["output"] != first["output"]

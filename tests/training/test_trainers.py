@@ -45,6 +45,14 @@ def test_the_encoder_has_a_rate_of_its_own(parts):
         assert decay[id(parameter)] == (0.01 if parameter.dim() > 1 else 0.0), name
 
 
+@pytest.mark.parametrize(("name", "settings"), [("align", AlignSettings()), ("sft", SftSettings())])
+def test_the_stages_that_train_the_encoder_give_it_that_rate(tmp_path, name, settings):
+    model, processor = tiny_model()
+    arguments = trainer_arguments(settings, 0, 1, tmp_path) | {"deepspeed": None}
+    trainer = trainer_for(name, model, processor, arguments, settings)
+    assert trainer.encoder_learning_rate == settings.encoder_learning_rate != settings.learning_rate
+
+
 def test_without_it_all_have_the_same(parts):
     optimizer = stage(parts[0]).create_optimizer()
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3}

@@ -7,6 +7,7 @@ from typing import Any
 from stetholm.cluster.explicit import environment
 from stetholm.cluster.file import ClusterFile, Described
 from stetholm.cluster.kuberay import METRICS_PORT
+from stetholm.cluster.timeouts import HEAD_ENVIRONMENT
 
 TOKEN = "ray_token"
 
@@ -19,6 +20,7 @@ def compose(described: Described) -> dict[str, Any]:
     cluster, settings = described.cluster, described.settings
     head = _service(described, cluster.head_node_type)
     head["command"] = _start("--head --port=6379 --dashboard-host=0.0.0.0", cluster, cluster.head_node_type)
+    head["environment"] |= HEAD_ENVIRONMENT
     published = {8265: 8265, settings.serve.port: settings.serve.port}
     head["ports"] = [f"127.0.0.1:{port}:{inside}" for port, inside in published.items()]
     services = {"head": head}

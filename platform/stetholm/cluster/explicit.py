@@ -31,7 +31,16 @@ def _walk(part: BaseModel, above: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, BaseModel):
             yield from _walk(value, f"{above}{name}.")
         elif above + name not in SECRETS:
-            yield above + name, list(value) if isinstance(value, tuple) else value
+            yield above + name, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: lists, and mappings of sections as what somebody set in them."""
+    if isinstance(value, dict):
+        return {key: _plain(below) for key, below in value.items()}
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def has_secrets(settings: Settings) -> bool:

@@ -50,6 +50,10 @@ class KubernetesPart(BaseModel):
     """A Secret whose entries become the environment of all pods: the storage's keys."""
     service_account: str | None = None
     gpu_resource: str = "nvidia.com/gpu"
+    redis_address: str | None = None
+    """``host:port`` of a Redis that keeps the head's books; default: none, and they are lost with the head."""
+    redis_secret: str | None = None
+    """A Secret whose entry ``password`` is Redis's."""
     pods: dict[str, PodSize] = {}
 
 

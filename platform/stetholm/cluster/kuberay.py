@@ -16,6 +16,7 @@ from stetholm.cluster.file import ClusterFile, Described, NodeType
 from stetholm.cluster.manifests import (
     AuthOptions,
     AutoscalerOptions,
+    GcsFaultToleranceOptions,
     HeadGroupSpec,
     ObjectMeta,
     RayCluster,
@@ -24,9 +25,11 @@ from stetholm.cluster.manifests import (
     RayJobSpec,
     RayService,
     RayServiceSpec,
+    RedisCredential,
     WorkerGroupSpec,
 )
 from stetholm.cluster.serve_config import serve_config
+from stetholm.cluster.timeouts import HEAD_ENVIRONMENT
 from stetholm.errors import UserError
 from stetholm.settings import Settings
 
@@ -49,7 +52,7 @@ def ray_cluster(described: Described) -> dict[str, Any]:
     """A RayCluster: submit jobs to it and deploy to it by hand."""
     cluster, settings = described.cluster, described.settings
     return RayCluster(
-        metadata=_meta(cluster, settings), spec=_spec(cluster, settings, list(cluster.workers))
+        metadata=_meta(cluster, settings), spec=_lasting(cluster, _spec(cluster, settings, list(cluster.workers)))
     ).manifest()
 
 
@@ -83,7 +86,7 @@ def ray_service(described: Described) -> dict[str, Any]:
     config = serve_config(settings, host="0.0.0.0")
     spec = RayServiceSpec(
         serve_config_v2=yaml.safe_dump(config, sort_keys=False),
-        ray_cluster_config=_spec(cluster, settings, _without(cluster, "data", "trainer")),
+        ray_cluster_config=_lasting(cluster, _spec(cluster, settings, _without(cluster, "data", "trainer"))),
     )
     return RayService(metadata=_meta(cluster, settings, "serve"), spec=spec).manifest()
 
@@ -116,6 +119,17 @@ def _spec(cluster: ClusterFile, settings: Settings, workers: list[str]) -> RayCl
         head_group_spec=_head(cluster, settings),
         worker_group_specs=[_worker(cluster, settings, name) for name in workers],
     )
+
+
+def _lasting(cluster: ClusterFile, spec: RayClusterSpec) -> RayClusterSpec:
+    """With Redis, where there is one: the endpoint then outlives a restart of the head. A job does not."""
+    part = cluster.kubernetes
+    if part.redis_address is None:
+        return spec
+    key = {"secretKeyRef": {"name": part.redis_secret, "key": "password"}}
+    password = RedisCredential(value_from=key) if part.redis_secret else None
+    options = GcsFaultToleranceOptions(redis_address=part.redis_address, redis_password=password)
+    return spec.model_copy(update={"gcs_fault_tolerance_options": options})
 
 
 def _head(cluster: ClusterFile, settings: Settings) -> HeadGroupSpec:
@@ -185,6 +199,7 @@ def _container(cluster: ClusterFile, settings: Settings, name: str) -> dict[str,
             "imagePullPolicy": part.image_pull_policy,
             "resources": _resources(cluster, name),
             "ports": [{"name": key, "containerPort": port} for key, port in ports.items()],
+            "env": [{"name": key, "value": value} for key, value in HEAD_ENVIRONMENT.items()] if head else None,
             "envFrom": [{"secretRef": {"name": secret, "optional": True}}] if secret else None,
         }
     )

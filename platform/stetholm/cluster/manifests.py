@@ -48,6 +48,20 @@ class AutoscalerOptions(Resource):
     resources: dict[str, dict[str, str]] | None = None
 
 
+class RedisCredential(Resource):
+    """A password, from where Kubernetes keeps it."""
+
+    value_from: dict[str, Any]
+    """A Kubernetes EnvVarSource."""
+
+
+class GcsFaultToleranceOptions(Resource):
+    """Where the head keeps its books, to find them again after a restart (KubeRay 1.3 and later)."""
+
+    redis_address: str
+    redis_password: RedisCredential | None = None
+
+
 class HeadGroupSpec(Resource):
     """The head pod."""
 
@@ -78,6 +92,7 @@ class RayClusterSpec(Resource):
     auth_options: AuthOptions
     enable_in_tree_autoscaling: bool
     autoscaler_options: AutoscalerOptions
+    gcs_fault_tolerance_options: GcsFaultToleranceOptions | None = None
     head_group_spec: HeadGroupSpec
     worker_group_specs: list[WorkerGroupSpec]
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stetholm.corpus.manifest import Manifest, part_path
 from stetholm.storage import Storage
+from stetholm.storage.store import parquet_bytes
 
 FOLDER = "recordings"
 SCHEMA = pa.schema(
@@ -41,9 +40,7 @@ SCHEMA = pa.schema(
 
 def write_part(storage: Storage, corpus_uri: str, number: int, rows: Iterable[Mapping[str, Any]]) -> str:
     """Write the recordings of ingest ``number`` (from 0); where they lie below the corpus URI."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
+    data = parquet_bytes(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA))
     path = part_path(FOLDER, number, hashlib.sha256(data).hexdigest())
     storage.write_bytes(f"{corpus_uri}/{path}", data)
     return path
@@ -52,7 +49,7 @@ def write_part(storage: Storage, corpus_uri: str, number: int, rows: Iterable[Ma
 def read_catalog(storage: Storage, corpus_uri: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
     """Every recording of a corpus as a row of :data:`SCHEMA`; ``labels`` is a dict. One file read twice comes twice."""
     for path in manifest.catalog:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(f"{corpus_uri.rstrip('/')}/{path}")))
+        table = storage.read_table(f"{corpus_uri.rstrip('/')}/{path}")
         yield from table.to_pylist(maps_as_pydicts="strict")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -237,10 +236,8 @@ def _as_rows(rows: Iterable[Row] | Iterable[pa.Table]) -> Iterator[Row]:
 
 def write_rejects(storage: Storage, corpus_uri: str, rejects: Iterable[Mapping[str, Any]]) -> str:
     """Write ``rejects.parquet`` (also when it is empty) and return its URI."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rejects], schema=REJECTS), sink, compression="zstd")
     where = _rejects_uri(corpus_uri)
-    storage.write_bytes(where, sink.getvalue().to_pybytes())
+    storage.write_table(where, pa.Table.from_pylist([dict(row) for row in rejects], schema=REJECTS))
     return where
 
 
@@ -250,7 +247,7 @@ def merge_rejects(
     """Rows of ``rejects.parquet``: those that other origins left if a corpus ``grows``, and what was left out now."""
     where = _rejects_uri(corpus_uri)
     there = grows and storage.exists(where)
-    earlier = pq.read_table(io.BytesIO(storage.read_bytes(where))).to_pylist() if there else []
+    earlier = storage.read_table(where).to_pylist() if there else []
     now = [{**vars(reject), "origin": origin} for reject in rejects]
     return [row for row in earlier if row.get("origin") != origin] + now
 

@@ -35,6 +35,7 @@ def endpoint(client: JobSubmissionClient, model: str, overrides: list[str], root
     """
     [port] = free_ports(1)
     ours = [f"serve.model={model}", "serve.host=127.0.0.1", f"serve.port={port}", "serve.api_keys_file=null"]
+    ours.append("serve.gate=if-there")  # the demo's evaluation asks for no gate unless it is told to
     job = submit.submit(client, "serve", submit.command("-m serve.deploy", [*overrides, *ours]), root)
     url = f"http://127.0.0.1:{port}"
     try:

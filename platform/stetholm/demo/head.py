@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +148,12 @@ def wait_until_ready(head: Head, log: Path) -> None:
     raise UserError(f"the Ray head did not answer within {START_TIMEOUT_S:.0f} s: see {log}")
 
 
+Options = Callable[[Path, list[int]], tuple[list[str], dict[str, str]]]
+"""Of a head's temporary folder and its ports: further options of its command, and environment variables."""
+
+
 @contextmanager
-def ray_head(logs: Path) -> Iterator[Head]:
+def ray_head(logs: Path, options: Options = lambda folder, ports: ([], {})) -> Iterator[Head]:
     """Run a Ray head for the duration of the block.
 
     Ray's own logs are copied to ``logs/ray`` if the block is left by an error. The head gets a process group of its
@@ -158,14 +162,15 @@ def ray_head(logs: Path) -> Iterator[Head]:
     folder = temporary_folder()
     make_token(folder / "token")
     ports = free_ports(9)
+    more, variables = options(folder, ports)
     log = logs / "ray-head.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            start_command(ports, folder),
+            [*start_command(ports, folder), *more],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=environment(folder / "token"),
+            env=environment(folder / "token") | variables,
             start_new_session=True,
         )
     processes.record("demo's Ray head", process.pid)

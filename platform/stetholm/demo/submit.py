@@ -55,8 +55,12 @@ def command(script: str, overrides: list[str], *arguments: str) -> str:
     return shlex.join(["python", *shlex.split(script), *arguments, *settings])
 
 
-def submit(client: JobSubmissionClient, name: str, entrypoint: str, root: Path) -> str:
+def submit(
+    client: JobSubmissionClient, name: str, entrypoint: str, root: Path, environment: dict[str, str] | None = None
+) -> str:
     """Submit a job with ``root`` as its working directory (less what .rayignore names); returns its id.
+
+    ``environment``: variables of the job, besides those of the head.
 
     Raises:
         UserError: the head has had no agent to run it for a minute.
@@ -67,7 +71,7 @@ def submit(client: JobSubmissionClient, name: str, entrypoint: str, root: Path) 
             return client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=f"{name}-{time.time_ns() // 1_000_000}",
-                runtime_env={"working_dir": str(root)},
+                runtime_env={"working_dir": str(root), "env_vars": environment or {}},
                 metadata={"stetholm": name},
             )
         except RuntimeError as error:

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from stetholm import markdown
 from stetholm.errors import UserError
 from stetholm.evaluation.conditions import AUDIO
@@ -65,7 +62,7 @@ def find_evaluation(uri: str, storage: Storage, setting: str) -> str:
 
 def read_evaluation(uri: str, storage: Storage) -> Evaluation:
     """Read a finished evaluation."""
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(f"{uri}/predictions.parquet")))
+    table = storage.read_table(f"{uri}/predictions.parquet")
     rows = {row["sample_id"]: row for row in table.to_pylist()}
     return Evaluation(uri, storage.read_json(f"{uri}/report.json"), rows)
 

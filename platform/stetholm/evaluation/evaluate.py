@@ -17,7 +17,7 @@ from stetholm.evaluation.compare import Evaluation, compare, find_evaluation, re
 from stetholm.evaluation.conditions import ASKED, AUDIO, CONDITIONS, UNTOUCHED, derangement, question
 from stetholm.evaluation.examples import Example, choose, read_examples
 from stetholm.evaluation.gate import GateRules, check_gate, judge_gate
-from stetholm.evaluation.generation import Answers, write_parquet
+from stetholm.evaluation.generation import Answers
 from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.judge import Judge, identity, read_prompt
 from stetholm.evaluation.judging import judge_all, judge_report
@@ -188,7 +188,7 @@ def _write(
         "lineage": seen.to_dict(),
         **make_report(scored, conditions, Draws(chosen.draws, job.settings.run.seed)),
     }
-    write_parquet(storage, f"{output}/predictions.parquet", to_table(scored, conditions))
+    storage.write_table(f"{output}/predictions.parquet", to_table(scored, conditions))
     storage.write_text(f"{output}/table.md", short_table(report))
     storage.write_text(f"{output}/report.md", full_report(report))
     storage.write_bytes(f"{output}/report.png", draw_report(report))

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 from ray.data import ActorPoolStrategy
@@ -29,14 +28,12 @@ from stetholm.corpus.datasource import quiet
 from stetholm.corpus.ledger import Ledger
 from stetholm.corpus.stream import CorpusStream, read_features
 from stetholm.evaluation.examples import Example
+from stetholm.evaluation.parts import PartStore
 from stetholm.progress import Progress
 from stetholm.serving.engine import Request, Sampling
 from stetholm.serving.load import choose_engine, load_engine
 from stetholm.settings import EngineKind, EngineSettings
 from stetholm.storage import Storage
-
-FLUSH_SECONDS = 20.0
-"""How much work a killed job loses at most."""
 
 CALLS_TOGETHER = 4
 """How many times the answers that vLLM computes together go into one call."""
@@ -193,42 +190,17 @@ def _carriers(examples: Sequence[Example]) -> tuple[set[str], set[str]]:
     return carriers, recordings
 
 
-class AnswerStore:
-    """Answers by question, in Parquet parts below one URI; the URI must belong to one checkpoint alone."""
+class AnswerStore(PartStore[list[str]]):
+    """Answers by question; the URI must belong to one checkpoint alone."""
 
-    def __init__(self, storage: Storage, uri: str) -> None:
-        self._storage, self._uri = storage, uri
-        self._parts = 0
-        self._pending: dict[str, list[str]] = {}
-        self._flushed = time.monotonic()
+    def columns(self, values: Sequence[list[str]]) -> dict[str, pa.Array]:
+        """Texts of each answer."""
+        return {"texts": pa.array(values, pa.list_(pa.string()))}
 
-    def load(self) -> dict[str, list[str]]:
-        """All answers that are there, by question key."""
-        found: dict[str, list[str]] = {}
-        for uri in self._storage.list(self._uri):
-            table = pq.read_table(pa.BufferReader(self._storage.read_bytes(uri)))
-            found.update(zip(table["key"].to_pylist(), table["texts"].to_pylist(), strict=True))
-            self._parts += 1
+    def values(self, table: pa.Table) -> list[list[str]]:
+        """The answers of a part."""
+        found: list[list[str]] = table["texts"].to_pylist()
         return found
-
-    def add(self, answers: Mapping[str, list[str]]) -> None:
-        """Keep answers; they are written every ``FLUSH_SECONDS``."""
-        self._pending.update(answers)
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what has come since the last part."""
-        if self._pending:
-            texts = pa.array(list(self._pending.values()), pa.list_(pa.string()))
-            write_parquet(self._storage, f"{self._uri}/part-{self._parts:05d}.parquet",
-                          pa.table({"key": list(self._pending), "texts": texts}))  # fmt: skip
-            self._parts, self._pending = self._parts + 1, {}
-        self._flushed = time.monotonic()
-
-    def remove(self) -> None:
-        """Delete the parts, once their answers are kept elsewhere."""
-        self._storage.remove_dir(self._uri)
 
 
 @dataclass(frozen=True)
@@ -291,10 +263,3 @@ def _generate(todo: Sequence[Question], features: Features, pool: Pool) -> Itera
         num_gpus=1 if pool.use_gpu else 0,
     )
     yield from quiet(dataset).iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-def write_parquet(storage: Storage, uri: str, table: pa.Table) -> None:
-    """Write a small table as one object."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())

@@ -30,7 +30,7 @@ from stetholm.corpus.datasource import quiet
 from stetholm.evaluation.bootstrap import Estimate, bootstrap, mean_of
 from stetholm.evaluation.conditions import AUDIO, SHUFFLED, WITHHELD, derangement, question
 from stetholm.evaluation.examples import Example, choose, read_examples
-from stetholm.evaluation.generation import Features, Pool, answer_all, feature_refs, write_parquet
+from stetholm.evaluation.generation import Features, Pool, answer_all, feature_refs
 from stetholm.evaluation.intervals import patient_cluster
 from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.parts import VectorStore, column, vectors
@@ -144,7 +144,7 @@ def ground(job: GenerationJob) -> dict[str, Any]:
     logps = _score(job, wanted.values(), features)
     found = {kind: _values(columns, logps) for kind, columns in wanted.items()}
     report = _report(examples, found, chosen, seed)
-    write_parquet(job.storage, f"{job.output}/grounding.parquet", _table(examples, answers, found))
+    job.storage.write_table(f"{job.output}/grounding.parquet", _table(examples, answers, found))
     job.storage.write_text(f"{job.output}/grounding.md", to_markdown(report))
     job.storage.write_json(f"{job.output}/grounding.json", report)
     return report

@@ -149,7 +149,7 @@ class Judge:
             if isinstance(verdict, NotAnswered):
                 verdict = Verdict(None, None, f"no answer: {verdict}")
             if kept:
-                self._store.add(todo[place].key, verdict)
+                self._store.add({todo[place].key: verdict})
             found[todo[place].key] = verdict
             unjudged = sum(one.correct is None for one in found.values())
             progress.update(len(found), **({"unjudged": str(unjudged)} if unjudged else {}))

@@ -1,52 +1,62 @@
-"""Vectors by key in Parquet parts below one URI: what a job that goes on has computed already."""
+"""Values by key in Parquet parts below one URI: what a job that goes on has made already."""
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stetholm.evaluation.generation import FLUSH_SECONDS, write_parquet
 from stetholm.storage import Storage
 
+Value = TypeVar("Value")
 Vector = NDArray[np.float32]
 
 
-class VectorStore:
-    """Float vectors by key. One process writes; the URI must belong to what the vectors depend on."""
+class PartStore(ABC, Generic[Value]):
+    """Values by key. Several processes may write; the URI must belong to all that the values depend on."""
+
+    flush_seconds: ClassVar[float] = 20.0
+    """A killed job loses what it has made within so many seconds at most."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
         self._storage, self._uri = storage, uri
-        self._parts = 0
-        self._pending: dict[str, Vector] = {}
+        self._pending: dict[str, Value] = {}
         self._flushed = time.monotonic()
 
-    def load(self) -> dict[str, Vector]:
+    @abstractmethod
+    def columns(self, values: Sequence[Value]) -> dict[str, pa.Array]:
+        """The columns that keep ``values``, beside ``key``."""
+
+    @abstractmethod
+    def values(self, table: pa.Table) -> Sequence[Value]:
+        """What :meth:`columns` has kept."""
+
+    def load(self) -> dict[str, Value]:
         """All that is there."""
-        found: dict[str, Vector] = {}
-        uris = self._storage.list(self._uri)
-        for uri in uris:
-            table = pq.read_table(pa.BufferReader(self._storage.read_bytes(uri)))
-            found.update(zip(table["key"].to_pylist(), vectors(table["vector"]), strict=True))
-        self._parts = len(uris)
+        found: dict[str, Value] = {}
+        for uri in self._storage.list(self._uri):
+            table = self._storage.read_table(uri)
+            found.update(zip(table["key"].to_pylist(), self.values(table), strict=True))
         return found
 
-    def add(self, found: Mapping[str, Vector]) -> None:
-        """Keep vectors; they are written every ``FLUSH_SECONDS``."""
+    def add(self, found: Mapping[str, Value]) -> None:
+        """Keep values; they are written every ``flush_seconds`` of work, or by :meth:`flush`."""
         self._pending.update(found)
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+        if time.monotonic() - self._flushed > self.flush_seconds:
             self.flush()
 
     def flush(self) -> None:
         """Write what has come since the last part."""
         if self._pending:
-            table = pa.table({"key": list(self._pending), "vector": column(list(self._pending.values()))})
-            write_parquet(self._storage, f"{self._uri}/part-{self._parts:05d}.parquet", table)
-            self._parts, self._pending = self._parts + 1, {}
+            table = pa.table({"key": list(self._pending), **self.columns(list(self._pending.values()))})
+            self._storage.write_table(f"{self._uri}/part-{secrets.token_hex(16)}.parquet", table)
+            self._pending = {}
         self._flushed = time.monotonic()
 
     def remove(self) -> None:
@@ -54,7 +64,19 @@ class VectorStore:
         self._storage.remove_dir(self._uri)
 
 
-def column(rows: list[Vector]) -> pa.Array:
+class VectorStore(PartStore[Vector]):
+    """Float vectors by key."""
+
+    def columns(self, values: Sequence[Vector]) -> dict[str, pa.Array]:
+        """The vectors."""
+        return {"vector": column(values)}
+
+    def values(self, table: pa.Table) -> list[Vector]:
+        """The vectors of a part."""
+        return vectors(table["vector"])
+
+
+def column(rows: Sequence[Vector]) -> pa.Array:
     """Vectors as a list column."""
     return pa.array(rows, pa.list_(pa.float32()))
 

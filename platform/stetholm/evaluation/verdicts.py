@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import time
-import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from stetholm.storage import Storage
-
-FLUSH_SECONDS = 5.0
-"""A killed job loses what it has been told, and paid, within so many seconds at most."""
+from stetholm.evaluation.parts import PartStore
 
 
 @dataclass(frozen=True)
@@ -30,38 +25,20 @@ class Verdict:
     reason: str = ""
 
 
-class VerdictStore:
-    """Verdicts by key in Parquet parts below one URI, which belongs to one judge and prompt. Several may write."""
+class VerdictStore(PartStore[Verdict]):
+    """Verdicts by key; the URI belongs to one judge and prompt."""
 
-    SCHEMA = pa.schema(
-        [("key", pa.string()), ("correct", pa.bool_()), ("score", pa.float64()), ("reason", pa.string())]
-    )
+    flush_seconds = 5.0
+    """Shorter than elsewhere: what is lost has been paid for."""
 
-    def __init__(self, storage: Storage, uri: str) -> None:
-        self._storage, self._uri = storage, uri
-        self._pending: dict[str, Verdict] = {}
-        self._flushed = time.monotonic()
+    def columns(self, values: Sequence[Verdict]) -> dict[str, pa.Array]:
+        """One of each attribute."""
+        return {
+            "correct": pa.array([one.correct for one in values], pa.bool_()),
+            "score": pa.array([one.score for one in values], pa.float64()),
+            "reason": pa.array([one.reason for one in values], pa.string()),
+        }
 
-    def load(self) -> dict[str, Verdict]:
-        """All that is there."""
-        found: dict[str, Verdict] = {}
-        for uri in self._storage.list(self._uri):
-            for row in pq.read_table(pa.BufferReader(self._storage.read_bytes(uri))).to_pylist():
-                found[row["key"]] = Verdict(row["correct"], row["score"], row["reason"])
-        return found
-
-    def add(self, key: str, verdict: Verdict) -> None:
-        """Keep one; it is written within ``FLUSH_SECONDS`` of work, or by ``flush``."""
-        self._pending[key] = verdict
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what has come since the last part."""
-        if self._pending:
-            rows = [{"key": key, **vars(verdict)} for key, verdict in self._pending.items()]
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows, schema=self.SCHEMA), sink, compression="zstd")
-            self._storage.write_bytes(f"{self._uri}/part-{uuid.uuid4().hex}.parquet", sink.getvalue().to_pybytes())
-            self._pending = {}
-        self._flushed = time.monotonic()
+    def values(self, table: pa.Table) -> list[Verdict]:
+        """The verdicts of a part."""
+        return [Verdict(row["correct"], row["score"], row["reason"]) for row in table.to_pylist()]

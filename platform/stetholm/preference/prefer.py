@@ -17,7 +17,7 @@ import pyarrow as pa
 from stetholm.corpus.shards import SCHEMA, write_corpus
 from stetholm.errors import UserError
 from stetholm.evaluation.examples import choose, read_examples, read_rows
-from stetholm.evaluation.generation import Answers, write_parquet
+from stetholm.evaluation.generation import Answers
 from stetholm.evaluation.job import GenerationJob
 from stetholm.preference.candidates import Scored, gather, question
 from stetholm.preference.scorers import JUDGE, CandidateScorer, scorer_of
@@ -77,7 +77,7 @@ def _run(job: GenerationJob) -> dict[str, Any]:
     if settings.prefer.val_pairs:
         scored[HELD_OUT] = _candidates(replace(job, split=HELD_OUT), settings.prefer.val_pairs, scorer)
     everything = [one for some in scored.values() for one in some.scored]
-    write_parquet(storage, f"{job.output}/candidates.parquet", _all_candidates(everything))
+    storage.write_table(f"{job.output}/candidates.parquet", _all_candidates(everything))
     pairs = {
         split: {one.example.sample_id: one for one in some.scored if one.pair() is not None}
         for split, some in scored.items()

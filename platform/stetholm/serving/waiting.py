@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
+from dataclasses import replace
 
 from stetholm.serving.engine import Delta, EngineBusy, Request
 from stetholm.serving.rows import Row
 
 Event = Delta | BaseException
 """What a reader gets."""
+PACE_S = 0.04 / (os.cpu_count() or 1)
+"""Pieces of one answer come at least so long apart for each other request that is being answered. A piece takes some
+2 ms of processor time on its way through Ray Serve to its client, whether it holds one token or five: so, with many
+readers, all of it together stays near a twentieth of the machine."""
 
 
 class Waiting:
@@ -19,11 +26,18 @@ class Waiting:
 
     Args:
         request: what is asked.
+        gap: how long after a piece the next one may come, in s; the first and the last of an answer never wait.
         on_cancel: called, in whatever thread, when nobody wants the answer any more.
     """
 
-    def __init__(self, request: Request, on_cancel: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        gap: Callable[[], float] = lambda: 0.0,
+        on_cancel: Callable[[], object] | None = None,
+    ) -> None:
         self.request = request
+        self._gap = gap
         self.rows: list[Row] = []
         self.cancelled = False
         self.on_cancel = on_cancel
@@ -54,18 +68,34 @@ class Waiting:
             BaseException: what was sent instead of a delta.
         """
         unfinished = self.request.sampling.n
+        until = 0.0
         try:
             while unfinished:
-                event = await self._events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                unfinished -= event.finish_reason is not None
-                yield event
+                for delta in await self._together(until):
+                    unfinished -= delta.finish_reason is not None
+                    yield delta
+                until = self._loop.time() + self._gap()
         finally:
             self.cancel()
 
+    async def _together(self, until: float) -> list[Delta]:
+        """What comes ``until`` then (by the loop's clock), at least one, one an answer; an answer's end ends it."""
+        found: dict[int, Delta] = {}
+        while True:
+            try:
+                async with asyncio.timeout_at(until if found else None):
+                    event = await self._events.get()
+            except TimeoutError:
+                return list(found.values())
+            if isinstance(event, BaseException):
+                raise event
+            before = found.get(event.index)
+            found[event.index] = replace(event, text=before.text + event.text) if before else event
+            if event.finish_reason or (self._events.empty() and self._loop.time() >= until):
+                return list(found.values())
 
-class Online:
+
+class Online(ABC):
     """An engine's online requests: how they come in, and how many may."""
 
     max_waiting: int
@@ -77,7 +107,7 @@ class Online:
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Deltas of one request; close the iterator to cancel."""
-        waiting = Waiting(request)
+        waiting = Waiting(request, gap=lambda: PACE_S * (self.waiting - 1))
         self._submit(waiting)
         async with aclosing(waiting.deltas()) as deltas:
             async for delta in deltas:
@@ -100,5 +130,6 @@ class Online:
         if self.waiting >= self.max_waiting:
             raise EngineBusy(f"{self.max_waiting} requests are waiting")
 
+    @abstractmethod
     def _submit(self, waiting: Waiting) -> None:
-        raise NotImplementedError
+        """Hand a request that was admitted to the engine."""

@@ -6,9 +6,10 @@ from stetholm.settings.engine import EngineKind, EngineSettings
 from stetholm.settings.judging import EvaluateSettings, ExplainSettings, JudgeSettings, PreferSettings
 from stetholm.settings.load import SettingsError, load_settings
 from stetholm.settings.models import ExportSettings, ImportSettings, LoraSettings, ModelSettings
+from stetholm.settings.pipeline import PipelineJob, PipelineSettings
 from stetholm.settings.planning import PlanSettings
 from stetholm.settings.probe import ProbeSettings
-from stetholm.settings.serving import ServeSettings
+from stetholm.settings.serving import ServeSettings, VersionSettings
 from stetholm.settings.stages import (
     AlignSettings,
     Augmentation,
@@ -38,6 +39,8 @@ __all__ = [
     "JudgeSettings",
     "LoraSettings",
     "ModelSettings",
+    "PipelineJob",
+    "PipelineSettings",
     "PlanSettings",
     "PreferSettings",
     "ProbeSettings",
@@ -54,5 +57,6 @@ __all__ = [
     "Task",
     "TrackerName",
     "TrainSettings",
+    "VersionSettings",
     "load_settings",
 ]

@@ -112,7 +112,9 @@ class TrainSettings(Section):
 class AlignSettings(TrainSettings):
     """Audio-text alignment: contrastive and captioning loss; the language model is frozen."""
 
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
+    encoder_learning_rate: float | None = Field(2e-3, gt=0)
+    """Of the audio encoder, which starts from random weights unless some are imported; None: as the projector."""
     epochs: float = Field(4.0, gt=0)
     batch_size: int = Field(8, ge=1)
     contrastive_weight: float = Field(1.0, ge=0)

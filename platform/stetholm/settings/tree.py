@@ -11,6 +11,7 @@ from stetholm.settings.data import AudioSettings, CorpusSettings, RunSettings, S
 from stetholm.settings.engine import EngineSettings
 from stetholm.settings.judging import EvaluateSettings, ExplainSettings, PreferSettings
 from stetholm.settings.models import ExportSettings, ImportSettings, ModelSettings
+from stetholm.settings.pipeline import PipelineSettings
 from stetholm.settings.planning import PlanSettings
 from stetholm.settings.probe import ProbeSettings
 from stetholm.settings.serving import ServeSettings
@@ -23,6 +24,7 @@ class Settings(Section):
 
     storage: StorageSettings = StorageSettings()
     run: RunSettings = RunSettings()
+    pipeline: PipelineSettings = PipelineSettings()
     corpus: CorpusSettings = CorpusSettings()
     synthesize: SynthesizeSettings = SynthesizeSettings()
     audio: AudioSettings = AudioSettings()

@@ -3,6 +3,10 @@
 S3 servers differ in conditional writes, so this is Lamport's bakery (CACM 17(8), 1974) on objects, each written by one
 process alone: take a number higher than all, then the lowest number holds the lease. It needs only what every S3 server
 gives: a listing shows whatever was written before it.
+
+A holder writes its claim anew every few seconds. Whoever comes and finds a claim of a live process is refused at once;
+where it cannot tell (another machine, another container) it watches the claim: written anew, and it is refused; not
+written for long enough, and its holder counts as dead.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import contextlib
 import os
 import platform
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +36,9 @@ STALE_SECONDS = 240.0
 server's clock alone."""
 _CHOOSING = "choosing"
 _POLL_SECONDS = 0.5
+_WATCH_SECONDS = 2.0
+"""How often a claim is looked at whose holder may be dead."""
+_TELL_SECONDS = 60.0
 
 
 class LeaseHeld(StorageError):
@@ -58,24 +66,72 @@ class Lease:
     storage: Storage
     prefix: str
     what: str
+    job: str | None = None
+    """Of the holder, for messages."""
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     number: int = 0
+    lent: bool = False
+    """Whether a child process writes the claim for now."""
+
+    @property
+    def claim(self) -> str:
+        """URI of the claim, by which a child process joins (see :func:`lease`)."""
+        return self._uri(self._name)
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[str]:
+        """Within the block a child process may hold the lease in this one's place; its claim's URI.
+
+        So the claim always tells of a process that is at work: a child that outlives this one keeps it.
+        """
+        self.lent = True
+        try:
+            yield self.claim
+        finally:
+            _quietly(self._renew)
+            self.lent = False
 
     def check(self) -> None:
         """Raise LeaseHeld if the lease was lost: the process stood still for so long that another took it."""
-        if not any(claim.token == self.token for claim in self._claims()):
-            raise LeaseHeld(f"{self.what}: this process stood still for over {STALE_SECONDS:.0f} s and lost its lease")
+        if not self._is_there():
+            raise self._lost()
+
+    def _renew(self) -> bool:
+        """Write the claim anew; whether it was still there."""
+        there = self._is_there()
+        if there:
+            self._write(self._name)
+        return there
+
+    def _is_there(self) -> bool:
+        return any(claim.token == self.token for claim in self._claims())
+
+    def _lost(self) -> LeaseHeld:
+        return LeaseHeld(
+            f"{self.what}: this process lost its lease: it stood still for over {STALE_SECONDS:.0f} s, "
+            "or its claim was removed"
+        )
 
     def _take(self) -> None:
         self._write(_CHOOSING)
         self.number = 1 + max((claim.number or 0 for claim in self._claims()), default=0)
         self._write(self._name)
         self._remove(_CHOOSING)
+        watch = _Watch(self)
         while other := self._first_other():
-            if other.number is not None:
-                raise LeaseHeld(f"{self.what}: {self._who(other)} is at it; wait until it is done")
-            time.sleep(_POLL_SECONDS)
+            watch.look(other)
             self._write(self._name)  # else the age of the other one's claim, measured by ours, would stand still
+
+    def _join(self, claim: str) -> None:
+        """Go on with a parent's claim.
+
+        Raises:
+            LeaseHeld: it is no more.
+        """
+        number, _, self.token = claim.rsplit("/", 1)[-1].partition("-")
+        self.number = int(number)
+        self.check()
+        self._write(self._name)
 
     def _first_other(self) -> _Claim | None:
         """A claim that comes before this one, or that has no number yet and so might; dead ones are removed."""
@@ -109,16 +165,19 @@ class Lease:
         return f"{self.prefix}/{name}-{self.token}"
 
     def _write(self, name: str) -> None:
-        self.storage.write_json(self._uri(name), _this_process())
+        self.storage.write_json(self._uri(name), _this_process() | ({"job": self.job} if self.job else {}))
 
     def _remove(self, name: str) -> None:
         self.storage.remove_dir(self._uri(name))
 
-    def _beat(self, stop: threading.Event) -> None:
+    def _beat(self, stop: threading.Event, on_lost: Callable[[LeaseHeld], None]) -> None:
         while not stop.wait(BEAT_SECONDS):
-            with contextlib.suppress(StorageError, OSError):  # a missed beat does no harm; check() tells a lost lease
-                if any(claim.token == self.token for claim in self._claims()):
-                    self._write(self._name)
+            with contextlib.suppress(StorageError, OSError):  # a missed beat does no harm
+                if self.lent or self._renew():
+                    continue
+                if not stop.wait(_POLL_SECONDS) and not self._is_there():  # not said for one odd listing
+                    on_lost(self._lost())
+                    return
 
     def _owner(self, claim: _Claim) -> dict[str, Any]:
         try:
@@ -127,46 +186,90 @@ class Lease:
             owner = None
         return owner if isinstance(owner, dict) else {}
 
-    def _who(self, claim: _Claim) -> str:
-        owner = self._owner(claim)
-        return f"process {owner.get('pid', '?')} on {owner.get('host', '?')} (since {owner.get('since', '?')})"
-
     def _died_here(self, claim: _Claim) -> bool:
         """Whether it was of a process of this very machine that is no more, so that nobody waits for nothing."""
-        owner, me = self._owner(claim), _this_process()
-        if not owner or any(owner.get(key) != me[key] for key in ("host", "boot", "pids")):
-            return False
-        return not _alive(owner.get("pid"), owner.get("since"))
+        owner = self._owner(claim)
+        return _is_here(owner) and not _alive(owner)
+
+
+class _Watch:
+    """Waits while another claim comes first: until that one is given back or counts as dead."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._first_seen: dict[str, datetime] = {}
+        self._began = time.monotonic()
+        self._tell_at = 0.0
+
+    def look(self, other: _Claim) -> None:
+        """Sleep until the next look.
+
+        Raises:
+            LeaseHeld: the claim is of a process that lives.
+        """
+        owner = self._lease._owner(other)
+        if other.number is None or not owner:  # it takes a number just now, or has just been given back
+            time.sleep(_POLL_SECONDS)
+            return
+        renewed = other.written > self._first_seen.setdefault(other.uri, other.written)
+        if renewed or (_is_here(owner) and _alive(owner)):
+            raise LeaseHeld(f"{self._lease.what}: {_who(owner)} is at it; wait until it is done")
+        self._tell(owner)
+        time.sleep(_WATCH_SECONDS)
+
+    def _tell(self, owner: dict[str, Any]) -> None:
+        waited = time.monotonic() - self._began
+        if waited >= self._tell_at:
+            self._tell_at = waited + _TELL_SECONDS
+            line = (
+                f"{self._lease.what}: {_who(owner)} was at it and may have died: waiting for a sign of it, "
+                f"{waited:.0f} s of {STALE_SECONDS:.0f} s at most"
+            )
+            print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def lease(storage: Storage, prefix: str, what: str) -> Iterator[Lease]:
+def lease(
+    storage: Storage,
+    prefix: str,
+    what: str,
+    *,
+    job: str | None = None,
+    claim: str | None = None,
+    on_lost: Callable[[LeaseHeld], None] = lambda lost: None,
+) -> Iterator[Lease]:
     """Hold the lease of ``prefix`` within the block.
 
     Args:
         storage: where.
         prefix: a URI below which nothing else lies; the claims do.
-        what: is being done, for messages.
+        what: is to be done or had, for messages.
+        job: who asks, for the messages of others.
+        claim: of a parent process that lends it (``Lease.lend``): hold its lease in its place. One of another prefix
+            does not count.
+        on_lost: called in a thread as soon as it is seen that another process took the lease, with what to say.
 
     Raises:
         LeaseHeld: another process holds it; one line that says who. Of several that ask at once exactly one gets it.
     """
-    held = Lease(storage, prefix.rstrip("/"), what)
+    held = Lease(storage, prefix.rstrip("/"), what, job)
+    joined = claim if claim is not None and claim.startswith(f"{held.prefix}/") else None
     stop = threading.Event()
-    beat = threading.Thread(target=held._beat, args=(stop,), daemon=True, name="stetholm-lease")
+    beat = threading.Thread(target=held._beat, args=(stop, on_lost), daemon=True, name="stetholm-lease")
     try:
-        held._take()
+        held._take() if joined is None else held._join(joined)
         beat.start()
         yield held
     finally:
         stop.set()
         if beat.ident is not None:
             beat.join(BEAT_SECONDS)
-        _quietly(lambda: held._remove(_CHOOSING))
-        _quietly(lambda: held._remove(held._name))
+        if joined is None:
+            _quietly(lambda: held._remove(_CHOOSING))
+            _quietly(lambda: held._remove(held._name))
 
 
-def _quietly(give_back: Callable[[], None]) -> None:
+def _quietly(give_back: Callable[[], object]) -> None:
     """What cannot be given back goes stale; the error that matters is the block's own."""
     with contextlib.suppress(StorageError, OSError):
         give_back()
@@ -189,9 +292,21 @@ def _pid_namespace() -> str:
     return os.readlink(link) if link.exists() else ""
 
 
-def _alive(pid: Any, since: Any) -> bool:
+def _who(owner: dict[str, Any]) -> str:
+    """``process 12 on host (sft, since …)``."""
+    facts = [*([owner["job"]] if "job" in owner else []), f"since {owner.get('since', '?')}"]
+    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')} ({', '.join(facts)})"
+
+
+def _is_here(owner: dict[str, Any]) -> bool:
+    """Whether it is a process of this machine, whose processes this one can see."""
+    me = _this_process()
+    return bool(owner) and all(owner.get(key) == me[key] for key in ("host", "boot", "pids"))
+
+
+def _alive(owner: dict[str, Any]) -> bool:
     try:
-        started = datetime.fromtimestamp(psutil.Process(pid).create_time()).astimezone()
-        return abs((started - datetime.fromisoformat(since)).total_seconds()) < 2
-    except (psutil.NoSuchProcess, TypeError, ValueError):
+        started = datetime.fromtimestamp(psutil.Process(owner.get("pid")).create_time()).astimezone()
+        return abs((started - datetime.fromisoformat(owner["since"])).total_seconds()) < 2
+    except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
         return False

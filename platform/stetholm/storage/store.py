@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from stetholm.storage.paths import StorageError, home
 from stetholm.storage.patience import PATIENCE_SECONDS, Patience, patiently
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.fs
     import s3fs
 
@@ -227,6 +229,16 @@ class Storage:
         """Write one object as indented JSON."""
         self.write_text(uri, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
+    def read_table(self, uri: str) -> pa.Table:
+        """A small table, whole."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(io.BytesIO(self.read_bytes(uri)))
+
+    def write_table(self, uri: str, table: pa.Table) -> None:
+        """Write a small table as one Parquet object."""
+        self.write_bytes(uri, parquet_bytes(table))
+
     # --- folders ---
 
     def upload_dir(self, local: Path, uri: str, last: str | None = None) -> None:
@@ -331,6 +343,15 @@ class Storage:
         for path, target in zip(found, targets, strict=True):
             if target.stat().st_size != found[path]["size"]:
                 raise StorageError(f"storage: s3://{path} changed while it was downloaded; try again")
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file."""
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
 
 
 @contextlib.contextmanager

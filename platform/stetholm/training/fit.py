@@ -8,15 +8,11 @@ again, ``train.max_failures`` times.
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import ray
@@ -31,6 +27,7 @@ from stetholm.errors import Stopped
 from stetholm.job import find_user_error
 from stetholm.runs import run_uri
 from stetholm.settings import TrainSettings
+from stetholm.stopping import Stop, stop_signals
 from stetholm.training import leaving
 from stetholm.training.checkpoints import Found
 from stetholm.training.entry import ray_worker
@@ -48,7 +45,7 @@ def fit(job: StageJob) -> Found:
         Stopped: the driver was told to stop.
         ray.train.TrainingFailedError: workers have died more than ``train.max_failures`` times.
     """
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         while True:
             left = _attempt(job, stop)
             latest = job.checkpoints().latest()
@@ -59,34 +56,6 @@ def fit(job: StageJob) -> Found:
             if stop.reason is not None:
                 raise Stopped(f"{stop.reason}: {_state(job, latest)}")
             _say(job, f"{left}: going on from step {latest.step} with new workers")
-
-
-class Stop:
-    """Whether the driver was told to stop, and how often."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self.times = 0
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal."""
-        self.reason = f"stopped by {signal.Signals(number).name}"
-        self.times += 1
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Stop]:
-    """Within the block SIGTERM and SIGINT are taken down; in another thread than the main one they are not ours."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _attempt(job: StageJob, stop: Stop) -> str | None:

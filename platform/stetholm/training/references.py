@@ -8,7 +8,6 @@ everything that they depend on, so that runs with other weights of the loss shar
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stetholm.corpus.ledger import Ledger
 from stetholm.errors import UserError
@@ -44,15 +43,13 @@ class ReferenceStore:
 
     def write(self, epoch: int, table: pa.Table) -> None:
         """Keep the references of a whole epoch."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.select(COLUMNS), sink, compression="zstd")
-        self._storage.write_bytes(self._file(epoch), sink.getvalue().to_pybytes())
+        self._storage.write_table(self._file(epoch), table.select(COLUMNS))
 
     def consumed(self) -> Ledger:
         """The samples of the epochs that are there."""
         ledger = Ledger()
         for uri in self._storage.list(self.uri):
-            table = self._read(uri)
+            table = self._storage.read_table(uri)
             ledger.add(table["epoch"][0].as_py(), table["sample_id"].to_pylist())
         return ledger
 
@@ -70,15 +67,12 @@ class ReferenceStore:
                     f"dpo.reference=ahead, but {self._file(epoch)} is not there: jobs/dpo.py makes it; "
                     "without Ray set dpo.reference=adapters-off"
                 )
-            rows = self._read(self._file(epoch)).to_pylist()
+            rows = self._storage.read_table(self._file(epoch)).to_pylist()
             found |= {(epoch, row["sample_id"]): (row["chosen"], row["rejected"], row["degraded"]) for row in rows}
         return found
 
     def _file(self, epoch: int) -> str:
         return f"{self.uri}/epoch-{epoch:05d}.parquet"
-
-    def _read(self, uri: str) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self._storage.read_bytes(uri)))
 
 
 def references(job: StageJob, epochs: int) -> References | None:

@@ -19,6 +19,17 @@ from stetholm.training.rows import require_rows
 from stetholm.training.trackers import require_trackers
 from stetholm.training.validation import require_validation
 
+HOW_MADE = frozenset(
+    {
+        *("workers", "use_gpu", "cpus_per_worker", "zero_stage", "offload", "gradient_checkpointing", "precision"),
+        *("max_steps", "epochs"),  # a larger one goes on
+        *("checkpoint_every", "keep_checkpoints", "max_failures", "grace_seconds", "log_every", "trackers"),
+        *("divergence", "divergence_steps", "evaluate_every", "evaluate_samples", "evaluate_cpus", "evaluate_gpu"),
+        "reference",
+    }
+)
+"""Settings of a stage that do not make a finished one another."""
+
 
 def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[str, Any]:
     """Run ``stage`` of this run, or go on with it, or find that it is done.
@@ -45,6 +56,7 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
     target = [job.train.max_steps, job.train.epochs]
     done = finished(settings, storage, stage, inputs)
     if done is not None and done["target"] == target:
+        _require_same(job, str(done["output"]))
         return done
     with ray_session():
         if isinstance(job.train, DpoSettings) and job.train.reference == "ahead":
@@ -81,6 +93,19 @@ def _job(settings: Settings, storage: Storage, stage: StageName) -> StageJob:
     require_trackers(job.train.trackers)
     require_validation(job)
     return job
+
+
+def _require_same(job: StageJob, checkpoint: str) -> None:
+    """Raise a UserError if the lineage of the finished stage's checkpoint tells of other settings than the job's."""
+    lineage = f"{checkpoint}/lineage.json"
+    before = job.storage.read_json(lineage).get("settings", {}) if job.storage.exists(lineage) else {}
+    now = job.lineage.settings
+    changed = sorted(key for key in before.keys() & now.keys() - HOW_MADE if before[key] != now[key])
+    if changed:
+        raise UserError(
+            f"run {job.settings.run.name!r} has already done {job.stage!r} with other settings ({', '.join(changed)}): "
+            "give the old ones, or choose another run.name"
+        )
 
 
 def _pairs(settings: Settings, storage: Storage) -> str:

@@ -332,7 +332,7 @@ def trainer_for(
     if stage == "align":
         trainer = AlignTrainer(args=config, **shared)
         trainer.use_settings(settings)
-        return trainer
-    trainer = SftTrainer(args=config, **shared)
+    else:
+        trainer = SftTrainer(args=config, **shared)
     trainer.encoder_learning_rate = settings.encoder_learning_rate
     return trainer

@@ -4,11 +4,10 @@ import io
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from stetholm.corpus.shards import write_corpus
 from stetholm.errors import UserError
 from stetholm.evaluation.probing import features, probe
 from stetholm.evaluation.probing.zero_shot import TextSimilarity, scores
@@ -47,12 +46,12 @@ def test_one_table_of_reports_and_features_made_once(storage, overrides, ray_clu
     task = report["tasks"][0]
     assert task["classes"] == {"normal": 10, "abnormal": 10} and task["majority"] == 0.5
     assert all(row["accuracy"]["low"] <= row["accuracy"]["value"] <= row["accuracy"]["high"] for row in task["rows"])
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(f"{result['output']}/scores.parquet"))).to_pylist()
+    table = storage.read_table(f"{result['output']}/scores.parquet").to_pylist()
     for row in found:
         mine = [one for one in table if all(one[key] == row[key] for key in ("features", "method", "judged_on"))]
         hits = [["normal", "abnormal"][int(np.argmax(one["scores"]))] == one["class"] for one in mine]
         assert row["accuracy"] == pytest.approx(np.mean(hits), abs=1e-4)
-    reports = pq.read_table(pa.BufferReader(storage.read_bytes(f"{result['output']}/reports.parquet")))
+    reports = storage.read_table(f"{result['output']}/reports.parquet")
     assert sorted(reports["recording_id"].to_pylist()) == sorted(f"r{number}" for number in range(12, 20))
     assert Image.open(io.BytesIO(storage.read_bytes(f"{result['output']}/table.png"))).format == "PNG"
     printed = capsys.readouterr().out
@@ -90,6 +89,15 @@ def test_features_of_an_interrupted_job_are_not_made_again(storage, overrides, r
 def test_bad_input_is_named(storage, overrides, ray_cluster, more, message):
     with pytest.raises(UserError, match=message):
         probe.probe(settings(overrides, "run.name=probe-bad", *more), storage)
+
+
+def test_a_checkpoint_that_has_seen_the_test_split_is_refused(storage, overrides, ray_cluster, tmp_path):
+    checkpoint = make_checkpoint(storage, storage.join("test-probe/seen"), tmp_path)
+    corpus = settings(overrides).corpus.uri
+    write_corpus(storage, f"{corpus}-other", {"train": rows(range(18, 20))}, inputs={"a": 1})
+    storage.write_json(f"{checkpoint}/lineage.json", {"corpus": f"{corpus}-other", "parent": None, "settings": {}})
+    with pytest.raises(UserError, match=r"trained on 2 patients and 2 recordings of split 'test'.*heart-test/r18"):
+        probe.probe(settings(overrides, "run.name=probe-seen", f"model.init_from={checkpoint}"), storage)
 
 
 def test_probes_are_not_judged_on_what_they_know(overrides):

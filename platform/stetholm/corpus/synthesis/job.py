@@ -28,7 +28,6 @@ from stetholm.progress import Progress
 from stetholm.runs import finished, record, run_uri
 from stetholm.settings import Settings
 from stetholm.storage import Storage
-from stetholm.storage.lease import lease
 
 JOB = "synthesize"
 PLAN = ("tasks", "splits", "max_recordings", "pairs_per_recording", "comparisons_per_recording", "retries")
@@ -52,8 +51,7 @@ def synthesize(settings: Settings, storage: Storage) -> dict[str, Any]:
     if done is not None and done["plan"] == plan and not done["unanswered"]:
         return done
     output = run_uri(settings, storage, JOB)
-    with lease(storage, f"{output}/lease", f"pair synthesis of run {settings.run.name!r}"):
-        result = _run(settings, storage, writer, prompts, output)
+    result = _run(settings, storage, writer, prompts, output)
     result["plan"] = plan
     record(settings, storage, JOB, result, inputs)
     return result

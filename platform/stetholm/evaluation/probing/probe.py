@@ -25,7 +25,6 @@ from stetholm.evaluation.generation import (
     Question,
     answer_all,
     feature_refs,
-    write_parquet,
 )
 from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.parts import VectorStore
@@ -102,7 +101,7 @@ def _run(job: GenerationJob, encoders: tuple[Encoder, ...], classes: ClassFile) 
         judged += _zero_shot(job, classes, tasks, log_mels, similarity)
     judged += _linear(job, plan, sizes, tasks, log_mels)
     report = _report(job, tasks, judged, None if similarity is None else similarity.name)
-    write_parquet(storage, f"{job.output}/scores.parquet", _scores_table(judged))
+    storage.write_table(f"{job.output}/scores.parquet", _scores_table(judged))
     storage.write_bytes(f"{job.output}/table.png", draw(report))
     storage.write_text(f"{job.output}/table.md", to_markdown(report))
     storage.write_json(f"{job.output}/report.json", report)
@@ -135,7 +134,7 @@ def _zero_shot(
         answers = answer_all(questions.values(), log_mels, pool, job.answers, progress)
     texts = {name: answers.of(question)[0] for name, question in questions.items()}
     table = pa.table({"recording_id": list(texts), "report": list(texts.values())})
-    write_parquet(job.storage, f"{job.output}/reports.parquet", table)
+    job.storage.write_table(f"{job.output}/reports.parquet", table)
     judged = []
     for task in tests:
         close = similarity(
