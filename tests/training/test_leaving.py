@@ -7,12 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from stetholm.training import leaving
+from tests.training.together import two_ranks
 
 STUBBORN = """
 import sys, time
@@ -23,8 +20,7 @@ time.sleep(120)
 """
 
 
-def _worker(number: int, meet: str, results) -> None:
-    dist.init_process_group("gloo", init_method=meet, rank=number, world_size=2)
+def _worker(number: int, results) -> None:
     leaving.heed_sigterm(60)
     votes = leaving.Votes()
     step = 0
@@ -36,15 +32,12 @@ def _worker(number: int, meet: str, results) -> None:
         if number == 0:
             time.sleep(0.01)
     results[number] = (step, votes.reason())
-    dist.destroy_process_group()
 
 
-def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
-    with mp.get_context("spawn").Manager() as manager:
-        shared = manager.dict()
-        mp.spawn(_worker, (f"file://{tmp_path}/meet", shared), nprocs=2)
-        assert shared[0] == shared[1]
-        assert shared[0][0] == 6 and shared[0][1].endswith("was sent SIGTERM")
+def test_all_ranks_leave_after_the_same_step() -> None:
+    results = two_ranks(_worker)
+    assert results[0] == results[1]
+    assert results[0][0] == 6 and results[0][1].endswith("was sent SIGTERM")
 
 
 def test_who_does_not_leave_in_time_is_ended() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
+
+from tests.training.together import two_ranks
 
 STAGES = (0, 1, 2, 3)
 
@@ -45,22 +43,9 @@ def _steps(engine, rank: int, count: int) -> list[float]:
     return losses
 
 
-def _worker(rank: int, port: int, results) -> None:
-    os.environ |= {
-        "DS_ACCELERATOR": "cpu",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-    }
-    import deepspeed
-
+def _worker(rank: int, results) -> None:
     from stetholm.training.state import gather_moments, gather_weights, restore_moments
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo")
-    torch.set_num_threads(1)
     for stage, later in zip(STAGES, (*STAGES[1:], STAGES[0]), strict=True):
         engine = _engine(_model(), stage)
         _steps(engine, rank, 3)
@@ -88,13 +73,7 @@ def _of_first(tensors):
 
 @pytest.fixture(scope="module")
 def results():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with mp.get_context("spawn").Manager() as manager:
-        shared = manager.dict()
-        mp.spawn(_worker, (port, shared), nprocs=2)
-        return dict(shared)
+    return two_ranks(_worker)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
 from stetholm.settings import DpoSettings, SftSettings
 from stetholm.training.zero import zero_config
+from tests.training.together import two_ranks
 
 SETUPS: dict[str, dict[str, Any]] = {
     "0": {"zero_stage": 0},
@@ -131,21 +131,7 @@ def _train(stage: str, setup: str, base: Path, folder: Path, rank: int, steps: r
     return watch.losses
 
 
-def _worker(rank: int, port: int, base: Path, folder: Path, stages: dict[str, list[str]], results: Any) -> None:
-    import os
-
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-    from stetholm.training.ranks import join_group
-
-    join_group(use_gpu=False)
-    torch.set_num_threads(1)
+def _worker(rank: int, results: Any, base: Path, folder: Path, stages: dict[str, list[str]]) -> None:
     for stage, setups in stages.items():
         whole = _train(stage, "0", base, folder, rank, range(EACH * len(setups)))
         for number, setup in enumerate(setups):
@@ -158,15 +144,11 @@ def _worker(rank: int, port: int, base: Path, folder: Path, stages: dict[str, li
 @pytest.fixture(scope="module", params=[FEW, pytest.param(ALL, marks=pytest.mark.long)], ids=["few", "all"])
 def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, tuple[list[float], list[float]]]:
     """Losses of each stage and setup, and those of the same steps of a run under stage 0 that nobody interrupted."""
-    from stetholm.training.ranks import free_port
     from tests.model.tiny import tiny_base
 
     base, folder = (tmp_path_factory.mktemp(name) for name in ("base", "saved"))
     tiny_base(base, "gemma3")
-    with mp.get_context("spawn").Manager() as manager:
-        shared = manager.dict()
-        mp.spawn(_worker, (free_port(), base, folder, request.param, shared), nprocs=2)
-        return dict(shared)
+    return two_ranks(_worker, base, folder, request.param)
 
 
 def test_each_setup_goes_on_with_what_the_one_before_has_saved(results):
