@@ -203,9 +203,11 @@ def build(settings: Settings, storage: Storage) -> Application:
     default, *others = versions_of(settings, storage)
     options = settings.serve
     keys = load_keys(options.api_keys_file, options.key_limits)
-    meter = Meter.options(**_leaving(options)).bind() if keys.limited else None  # type: ignore[attr-defined]
+    meter = None
+    if keys.limited:
+        meter = Meter.options(ray_actor_options=_actor(options, num_cpus=0), **_leaving(options)).bind()  # type: ignore[attr-defined]
     ingress = Ingress.options(  # type: ignore[attr-defined]
-        ray_actor_options={"num_cpus": INGRESS_CPUS}, **{**_leaving(options), "max_surge_percent": 100}
+        ray_actor_options=_actor(options, num_cpus=INGRESS_CPUS), **{**_leaving(options), "max_surge_percent": 100}
     )
     beside = [Other(str(one.name), one.card, _replicas(one, settings, storage), one.sleeps) for one in others]
     application: Application = ingress.bind(
@@ -223,7 +225,7 @@ def _replicas(version: Version, settings: Settings, storage: Storage) -> Applica
         max_ongoing_requests=in_flight,
         max_queued_requests=options.max_queued_requests,
         autoscaling_config=version.autoscaling(options),
-        ray_actor_options={"num_cpus": options.cpus_per_replica, "num_gpus": options.gpus_per_replica},
+        ray_actor_options=_actor(options, num_cpus=options.cpus_per_replica, num_gpus=options.gpus_per_replica),
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         max_constructor_retry_count=2,
@@ -231,6 +233,11 @@ def _replicas(version: Version, settings: Settings, storage: Storage) -> Applica
     )
     replicas: Application = deployment.bind(version.card, storage, in_flight, options.engine, settings.engine)
     return replicas
+
+
+def _actor(options: ServeSettings, **resources: float) -> dict[str, Any]:
+    """What a replica asks for, and of which nodes."""
+    return resources | ({"label_selector": options.label_selector} if options.label_selector else {})
 
 
 def _leaving(options: ServeSettings) -> dict[str, Any]:

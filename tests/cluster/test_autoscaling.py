@@ -59,7 +59,8 @@ def deploy(head: Head, storage: Storage, port: int) -> None:
     """The endpoint as ``serve deploy`` would; one proxy, as all nodes share this machine's port."""
     model = storage.join("autoscaling", "tiny")
     chosen = [f"serve.model={model}", f"serve.port={port}", "serve.gpus_per_replica=1", "serve.cpus_per_replica=0.5"]
-    settings = load_settings(None, [*chosen, "serve.gate=if-there", "serve.target_ongoing_requests=2"], {})
+    chosen += ["serve.label_selector={stetholm.role: server}", "serve.target_ongoing_requests=2"]
+    settings = load_settings(None, [*chosen, "serve.gate=if-there"], {})
     config = serve_config(settings) | {"proxy_location": "HeadOnly"}
     options = settings.serve
     bounds = {"min_replicas": options.min_replicas, "max_replicas": options.max_replicas}
@@ -89,6 +90,7 @@ def train(head: Head, storage: Storage, language_model: Path) -> str:
         "model.language_model": str(language_model),
         "train.workers": 2,
         "train.cpus_per_worker": 3,
+        "train.label_selector": "{stetholm.role: trainer}",
         "train.epochs": 4,
         "train.tokens_per_batch": 512,
         "train.precision": "fp32",

@@ -186,13 +186,14 @@ def test_the_jobs_environment_gives_back_the_settings(rendered):
             "run": {"name": "2024", "seed": 7},
             "prefer": {"temperatures": [0.5, 1.0]},
             "evaluate": {"gate": {"overall.bertscore": 0.6}},
-            "train": {"trackers": [], "max_steps": 12},
+            "train": {"trackers": [], "max_steps": 12, "label_selector": {"stetholm.role": "trainer"}},
         }
 
     manifest = yaml.safe_load(rendered("rayjob", change, job="sft"))
     environ = yaml.safe_load(manifest["spec"]["runtimeEnvYAML"])["env_vars"]
     read = load_settings(ROOT / "platform/stetholm/presets/cluster-gcp.yaml", environ=environ)
     assert (read.run.name, read.run.seed, read.train.max_steps, read.train.trackers) == ("2024", 7, 12, ())
+    assert read.train.label_selector == {"stetholm.role": "trainer"}
     assert read.prefer.temperatures == [0.5, 1.0]
     assert read.evaluate.gate == {"overall.bertscore": 0.6}
     # The operator's submitter gives it to a shell of its own: operators of the shell would act there.

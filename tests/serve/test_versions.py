@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.app import build
 from serve.backend import EngineBackend
 from serve.canary import drawn
 from serve.http import create_app
@@ -45,6 +46,15 @@ def test_versions_take_the_defaults_bounds_or_their_own(storage, tiny_checkpoint
 def test_versions_travel_in_a_deploy_config(second_checkpoint):
     settings = chosen(f"serve.versions.next={second_checkpoint}", "serve.canary=next", "serve.canary_share=0.1")
     assert load_settings(None, pairs(settings), {}).serve == settings.serve
+
+
+def test_all_replicas_keep_to_the_nodes_with_the_labels(storage, tiny_checkpoint):
+    applied = {}
+    for more in ([], ["serve.label_selector.stetholm.role=server"]):
+        ingress = build(chosen(f"serve.model={tiny_checkpoint}", *more), storage)._bound_deployment
+        replicas = ingress.init_args[0]._bound_deployment
+        applied[len(more)] = [one.ray_actor_options.get("label_selector") for one in (ingress, replicas)]
+    assert applied == {0: [None, None], 1: [{"stetholm.role": "server"}] * 2}
 
 
 @pytest.mark.parametrize(

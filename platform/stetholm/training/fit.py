@@ -133,6 +133,7 @@ def _trainer(job: StageJob, key: str) -> TorchTrainer:
             num_workers=job.train.workers,
             use_gpu=job.train.use_gpu,
             resources_per_worker={"CPU": _cpus(job.train)} | ({"GPU": 1} if job.train.use_gpu else {}),
+            label_selector=job.train.label_selector or None,
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # Train v2 has more than its stub says
             name=job.stage,
