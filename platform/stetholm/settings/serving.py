@@ -74,7 +74,7 @@ class ServeSettings(Section):
     cpus_per_replica: float = Field(1.0, gt=0)
     gpus_per_replica: float = Field(0.0, ge=0)
     label_selector: dict[str, str] = Field({})
-    """Labels of the nodes on which replicas may run, e.g. {stetholm.role: server}, as Ray selects them; default: any."""
+    """Labels of the nodes on which replicas may run, in Ray's form, e.g. {stetholm.role: server}; default: any."""
     api_keys_file: str | None = None
     key_limits: str | None = None
     """What each key may ask, unless its line says otherwise, e.g. ``60/minute; 5000/day``. Default: no limit."""

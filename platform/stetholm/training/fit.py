@@ -129,13 +129,13 @@ def _trainer(job: StageJob, key: str) -> TorchTrainer:
     return TorchTrainer(
         function,
         train_loop_config={"job": job, "leave": key},
-        scaling_config=ScalingConfig(
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2 has more than its stub says
             num_workers=job.train.workers,
             use_gpu=job.train.use_gpu,
             resources_per_worker={"CPU": _cpus(job.train)} | ({"GPU": 1} if job.train.use_gpu else {}),
             label_selector=job.train.label_selector or None,
         ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # Train v2 has more than its stub says
+        run_config=RunConfig(  # type: ignore[call-arg]
             name=job.stage,
             storage_path=job.storage.key(run_uri(job.settings, job.storage)),
             storage_filesystem=job.storage.arrow_writer(),

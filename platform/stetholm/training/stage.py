@@ -21,7 +21,8 @@ from stetholm.training.validation import require_validation
 
 HOW_MADE = frozenset(
     {
-        *("workers", "use_gpu", "cpus_per_worker", "label_selector", "zero_stage", "offload", "gradient_checkpointing", "precision"),
+        *("workers", "use_gpu", "cpus_per_worker", "label_selector"),
+        *("zero_stage", "offload", "gradient_checkpointing", "precision"),
         *("max_steps", "epochs"),  # a larger one goes on
         *("checkpoint_every", "keep_checkpoints", "max_failures", "grace_seconds", "log_every", "trackers"),
         *("divergence", "divergence_steps", "evaluate_every", "evaluate_samples", "evaluate_cpus", "evaluate_gpu"),
