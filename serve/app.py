@@ -33,6 +33,7 @@ from stetholm.serving.analysis import Evidence
 from stetholm.serving.engine import Delta, Request, collect
 from stetholm.serving.identity import ALIAS, ModelCard
 from stetholm.settings import AudioSettings, EngineKind, EngineSettings, ServeSettings, Settings, load_settings
+from stetholm.roles import nodes_of
 from stetholm.storage import Storage, open_storage
 
 HEALTH_PERIOD_S = 10.0
@@ -237,7 +238,8 @@ def _replicas(version: Version, settings: Settings, storage: Storage) -> Applica
 
 def _actor(options: ServeSettings, **resources: float) -> dict[str, Any]:
     """What a replica asks for, and of which nodes."""
-    return resources | ({"label_selector": options.label_selector} if options.label_selector else {})
+    nodes = nodes_of("server", options.label_selector)
+    return resources | ({"label_selector": nodes} if nodes else {})
 
 
 def _leaving(options: ServeSettings) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from tests.evaluation.corpus import rows
 from tests.serving.tiny import save_tiny, save_tiny_llama
 
 CLUSTER = read_cluster(ROOT / "cluster.yaml", environ={}).cluster
-# Serve's own: 30 s before a replica more, 600 s before one less.
-DELAYS = {"upscale_delay_s": 2.0, "downscale_delay_s": 10.0, "look_back_period_s": 4.0}
+DELAYS = ("serve.upscale_delay_s=2", "serve.downscale_delay_s=10")
+"""Serve's own: 30 s before a replica more, 600 s before one less."""
 CLIENTS = 12
 
 
@@ -59,13 +59,9 @@ def deploy(head: Head, storage: Storage, port: int) -> None:
     """The endpoint as ``serve deploy`` would; one proxy, as all nodes share this machine's port."""
     model = storage.join("autoscaling", "tiny")
     chosen = [f"serve.model={model}", f"serve.port={port}", "serve.gpus_per_replica=1", "serve.cpus_per_replica=0.5"]
-    chosen += ["serve.label_selector={stetholm.role: server}", "serve.target_ongoing_requests=2"]
-    settings = load_settings(None, [*chosen, "serve.gate=if-there"], {})
+    chosen += ["serve.target_ongoing_requests=2", "serve.gate=if-there"]
+    settings = load_settings(None, [*chosen, *DELAYS], {})
     config = serve_config(settings) | {"proxy_location": "HeadOnly"}
-    options = settings.serve
-    bounds = {"min_replicas": options.min_replicas, "max_replicas": options.max_replicas}
-    scaling = {**bounds, "target_ongoing_requests": options.target_ongoing_requests, **DELAYS}
-    config["applications"][0]["deployments"] = [{"name": "StethoLM", "autoscaling_config": scaling}]
     answer = httpx.put(f"{head.dashboard}/api/serve/applications/", json=config, headers=token(head), timeout=60)
     answer.raise_for_status()
     until(lambda: status(head) == "RUNNING")
@@ -90,7 +86,6 @@ def train(head: Head, storage: Storage, language_model: Path) -> str:
         "model.language_model": str(language_model),
         "train.workers": 2,
         "train.cpus_per_worker": 3,
-        "train.label_selector": "{stetholm.role: trainer}",
         "train.epochs": 4,
         "train.tokens_per_batch": 512,
         "train.precision": "fp32",

@@ -43,7 +43,8 @@ def ray_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             made.start_node(made.hosts[name], {"CPU": NODE_CPUS}, "trainer")
         until(lambda: len(alive(made)) == 4)
         bounds = ["serve.min_replicas=2", "serve.max_replicas=2", f"serve.cpus_per_replica={REPLICA_CPUS}"]
-        made.deploy(f"serve.model={made.storage.join('tiny')}", *bounds)
+        # Hosts are few here: they train and answer.
+        made.deploy(f"serve.model={made.storage.join('tiny')}", *bounds, "serve.label_selector={}")
         yield made
 
 
@@ -107,7 +108,7 @@ def test_a_host_is_cut_off_in_the_midst_of_training(
     assert ray_hosts.nodes()[victim.address]["state"] == "DEAD"
     assert trained_once(ray_hosts)
     assert all(each.outcome == "200" for each in clients.since(ended))
-    assert len(clients.since(cut)) > len(clients.failed())
+    assert not clients.failed()
 
 
 def pause(victim: Host, trainers: list[Host], checkpoints: Checkpoints) -> None:

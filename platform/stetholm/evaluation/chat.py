@@ -18,6 +18,7 @@ from stetholm.corpus.datasource import quiet
 from stetholm.errors import UserError
 from stetholm.model.dtype import fast_dtype
 from stetholm.model.language import load_language_model, load_tokenizer
+from stetholm.roles import gpu_nodes
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def chat(conversations: Mapping[int, Sequence[Message]], pool: ChatPool, seed: i
         compute=ActorPoolStrategy(size=pool.size(len(rows))),
         num_cpus=0 if pool.use_gpu else 1,
         num_gpus=1 if pool.use_gpu else 0,
+        label_selector=gpu_nodes(pool.use_gpu),
     )
     tables: Iterable[pa.Table] = quiet(dataset).iter_batches(batch_size=None, batch_format="pyarrow")
     for table in tables:

@@ -30,6 +30,7 @@ from stetholm.corpus.stream import CorpusStream, read_features
 from stetholm.evaluation.examples import Example
 from stetholm.evaluation.parts import PartStore
 from stetholm.progress import Progress
+from stetholm.roles import gpu_nodes
 from stetholm.serving.engine import Request, Sampling
 from stetholm.serving.load import choose_engine, load_engine
 from stetholm.settings import EngineKind, EngineSettings
@@ -261,5 +262,6 @@ def _generate(todo: Sequence[Question], features: Features, pool: Pool) -> Itera
         compute=ActorPoolStrategy(min_size=min(pool.min_replicas or most, most), max_size=most),
         num_cpus=0 if pool.use_gpu else 1,
         num_gpus=1 if pool.use_gpu else 0,
+        label_selector=gpu_nodes(pool.use_gpu),
     )
     yield from quiet(dataset).iter_batches(batch_size=None, batch_format="pyarrow")

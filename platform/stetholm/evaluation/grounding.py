@@ -38,6 +38,7 @@ from stetholm.evaluation.probing.features import places
 from stetholm.model.checkpoint import load_checkpoint
 from stetholm.model.explain.scoring import Answered, answer_logps
 from stetholm.progress import Progress
+from stetholm.roles import gpu_nodes
 from stetholm.runs import digest
 from stetholm.serving.engine import Sampling
 from stetholm.settings import ExplainSettings
@@ -228,6 +229,7 @@ def _scored(job: GenerationJob, todo: Sequence[Scoring], features: Features) -> 
         num_cpus=0 if use_gpu else 1,
         num_gpus=1 if use_gpu else 0,
     )
+        label_selector=gpu_nodes(use_gpu, job.settings.train.label_selector),
     yield from quiet(dataset).iter_batches(batch_size=None, batch_format="pyarrow")
 
 

@@ -73,8 +73,9 @@ class ServeSettings(Section):
     max_new_tokens: int = Field(240, ge=1)
     cpus_per_replica: float = Field(1.0, gt=0)
     gpus_per_replica: float = Field(0.0, ge=0)
-    label_selector: dict[str, str] = Field({})
-    """Labels of the nodes on which replicas may run, in Ray's form, e.g. {stetholm.role: server}; default: any."""
+    label_selector: dict[str, str] | None = None
+    """Labels of the nodes on which replicas may run, in Ray's form, e.g. {pool: l4}; {}: any. Default:
+    {stetholm.role: server} where nodes carry that label, as those of cluster.yaml do."""
     api_keys_file: str | None = None
     key_limits: str | None = None
     """What each key may ask, unless its line says otherwise, e.g. ``60/minute; 5000/day``. Default: no limit."""

@@ -42,8 +42,9 @@ class TrainSettings(Section):
     use_gpu: bool = False
     cpus_per_worker: float | None = Field(None, gt=0)
     """Default: what Ray has, less one CPU for reading, shared by the workers; at most 1 each without a GPU."""
-    label_selector: dict[str, str] = Field({})
-    """Labels of the nodes on which workers may run, in Ray's form, e.g. {stetholm.role: trainer}; default: any."""
+    label_selector: dict[str, str] | None = None
+    """Labels of the nodes on which workers may run, in Ray's form, e.g. {pool: a100}; {}: any. Default:
+    {stetholm.role: trainer} where nodes carry that label, as those of cluster.yaml do."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: what the workers share out. 0 nothing; 1 optimizer; 2 and gradients; 3 and weights."""
     offload: Literal["none", "optimizer", "all"] = "none"

@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 
 from stetholm.corpus.stream import CorpusStream
 from stetholm.progress import Progress
+from stetholm.roles import gpu_nodes
 from stetholm.settings import TrainSettings
 from stetholm.training.collate import Collate
 from stetholm.training.job import StageJob
@@ -53,6 +54,7 @@ def _scored(job: StageJob, stream: CorpusStream) -> Iterator[pa.Table]:
         compute=ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=1 if train.use_gpu else 0,
+        label_selector=gpu_nodes(train.use_gpu, train.label_selector),
     )
     yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
 

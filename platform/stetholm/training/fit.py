@@ -25,6 +25,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from stetholm.errors import Stopped
 from stetholm.job import find_user_error
+from stetholm.roles import nodes_of
 from stetholm.runs import run_uri
 from stetholm.settings import TrainSettings
 from stetholm.stopping import Stop, stop_signals
@@ -133,7 +134,7 @@ def _trainer(job: StageJob, key: str) -> TorchTrainer:
             num_workers=job.train.workers,
             use_gpu=job.train.use_gpu,
             resources_per_worker={"CPU": _cpus(job.train)} | ({"GPU": 1} if job.train.use_gpu else {}),
-            label_selector=job.train.label_selector or None,
+            label_selector=nodes_of("trainer", job.train.label_selector) or None,
         ),
         run_config=RunConfig(  # type: ignore[call-arg]
             name=job.stage,
@@ -176,11 +177,16 @@ class HeedSigterm(WorkerCallback):
 
 
 def _cpus(train: TrainSettings) -> float:
-    """CPUs of one worker: what Ray has, less one for reading, shared out; one is enough beside a GPU's own."""
+    """CPUs of one worker: what Ray has, less one for reading, shared out, at most one.
+
+    One beside a GPU, and where no node has come yet: a fraction would put all workers onto the first one.
+    """
     if train.cpus_per_worker is not None:
         return train.cpus_per_worker
-    free = ray.cluster_resources().get("CPU", 1.0) - 1.0
-    return max(0.25, min(1.0, free / train.workers))
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    if train.use_gpu or not cpus:
+        return 1.0
+    return max(0.25, min(1.0, (cpus - 1.0) / train.workers))
 
 
 def worker_environment(train: TrainSettings) -> dict[str, str]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from stetholm.corpus.manifest import Manifest
 from stetholm.errors import UserError
+from stetholm.roles import gpu_nodes
 from stetholm.settings import DpoSettings
 from stetholm.storage import Storage
 from stetholm.training.history import History, Record
@@ -79,6 +80,7 @@ def validation_config(job: StageJob, environment: dict[str, str]) -> Any:
         "num_cpus": train.evaluate_cpus,
         "num_gpus": 1 if train.evaluate_gpu else 0,
         "runtime_env": {"env_vars": environment | device},
+        "label_selector": gpu_nodes(train.evaluate_gpu, train.label_selector),
     }
     return ValidationConfig(partial(evaluate_checkpoint, job=job), ray_remote_kwargs=options)
 

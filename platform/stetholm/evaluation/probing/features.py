@@ -19,6 +19,7 @@ from stetholm.evaluation.parts import Vector, VectorStore, column, vectors
 from stetholm.evaluation.probing.encoders import Encoder, load_features
 from stetholm.evaluation.probing.labels import Known
 from stetholm.progress import Progress
+from stetholm.roles import gpu_nodes
 from stetholm.storage import Storage
 
 Matrix = NDArray[np.float32]
@@ -117,5 +118,6 @@ def _embedded(todo: Sequence[Known], log_mels: LogMels, plan: Plan, batch_size: 
         compute=ActorPoolStrategy(size=actors),
         num_cpus=0 if plan.use_gpu else 1,
         num_gpus=1 if plan.use_gpu else 0,
+        label_selector=gpu_nodes(plan.use_gpu),
     )
     yield from quiet(dataset).iter_batches(batch_size=None, batch_format="pyarrow")
