@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from stetholm.corpus.derived import unpack_log_mel
+from stetholm.errors import UserError
 from stetholm.evaluation import explain as job
 from stetholm.evaluation import grounding
 from stetholm.evaluation.examples import read_rows
+from stetholm.evaluation.grounding_compare import Measured, compare_grounding
 from stetholm.model import load_checkpoint
 from stetholm.model.checkpoint import save_checkpoint
 from stetholm.model.explain import Clip, attention
@@ -115,3 +117,64 @@ def test_an_example_without_another_recording_does_not_count():
     lost = grounding.drops(logps)
     assert lost["withheld"].tolist() == [1.0, 0.0] and math.isnan(lost["all"][0])
     assert lost["all"][1] == pytest.approx(2 / 3)
+
+
+# --- two checkpoints side by side ---
+
+
+def measured(logps, uri="s3://a", shuffled="r9", answer="reference"):
+    """A measurement of two patients with two examples each: (as it is, withheld, shuffled, degraded) an example."""
+    rows = [
+        {"sample_id": f"s{number}", "dataset": "d", "patient": f"p{number // 2}", "recording_ids": ["r"],
+         "shuffled": [shuffled],
+         **{f"{answer}_logp_{name}": one for name, one in zip(grounding.CONDITIONS, row, strict=True)}}
+        for number, row in enumerate(logps)
+    ]  # fmt: skip
+    return Measured(uri, f"{uri}/checkpoint", rows)
+
+
+def test_paired_differences_of_two_checkpoints():
+    ours = measured([(-1, -2, -4, -2), (-1, -2, -4, -2), (-1, -2, -4, -4), (-1, -2, math.nan, -4)])
+    theirs = measured([(-2, -3, -3, -2.5)] * 4, "s3://b")
+    found = compare_grounding(ours, theirs, draws=300, seed=0)["answers"]["reference"]
+    assert (found["logp"]["difference"], found["logp"]["interval"]) == (1, [1, 1])
+    degraded = found["degraded"]
+    assert (degraded["ours"], degraded["theirs"], degraded["difference"]) == (2.0, 0.5, 1.5)
+    assert degraded["interval"] == [0.5, 2.5]  # draws of two patients: both the first, one of each, both the second
+    assert found["withheld"]["interval"] == [0, 0]
+    assert (found["shuffled"]["ours"], found["shuffled"]["theirs"]) == (3, 1)  # of the three that both have
+
+
+@pytest.mark.parametrize(
+    ("theirs", "says"),
+    [
+        (measured([(-1, -2, -3, -4)] * 3), "not of the same examples"),
+        (measured([(-1, -2, -3, -4)] * 4, shuffled="r8"), "not of the same examples"),
+        (measured([(-1, -2, -3, -4)] * 4, answer="own"), "no answer in common"),
+    ],
+)
+def test_what_is_not_paired_is_refused(theirs, says):
+    with pytest.raises(UserError, match=says):
+        compare_grounding(measured([(-1, -2, -3, -4)] * 4), theirs, 300, 0)
+
+
+def test_a_finished_measurement_is_held_against_another_checkpoints(
+    storage, uri, folder, ray_cluster, capsys, monkeypatch, tmp_path
+):
+    theirs = storage.join("test-grounding/theirs")
+    storage.upload_dir(save_tiny(tmp_path, seed=1), theirs)
+    job.explain(settings(uri, theirs, "run.name=ground-theirs", "explain.grounding=reference"), storage)
+    job.explain(settings(uri, folder, "run.name=ground-ours", "explain.grounding=reference"), storage)
+    monkeypatch.setattr(job, "ground", None)  # nothing may be measured again
+    chosen = settings(uri, folder, "run.name=ground-ours", "explain.grounding=reference",
+                      f"explain.compare_to={theirs}")  # fmt: skip
+    result = job.explain(chosen, storage)
+    pair = [table(storage, {"output": storage.join(f"runs/{run}/explain")}) for run in ("ground-ours", "ground-theirs")]
+    lost = [np.mean([r["reference_logp_audio"] - r["reference_logp_shuffled"] for r in rows]) for rows in pair]
+    value, low, high = result["grounding_comparison"]["reference"]["shuffled"]
+    assert value == pytest.approx(lost[0] - lost[1], abs=1e-6) and low <= value <= high
+    assert storage.read_text(f"{result['output']}/comparison.md") in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"explain.compare_to: there is no measurement of grounding at .*folder"):
+        job.explain(settings(uri, folder, "explain.compare_to=s3://stetholm/folder"), storage)
+    with pytest.raises(UserError, match="compares grounding"):
+        job.explain(settings(uri, folder, f"explain.compare_to={theirs}", "explain.grounding=none"), storage)

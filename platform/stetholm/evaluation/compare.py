@@ -9,7 +9,8 @@ from typing import Any
 from stetholm import markdown
 from stetholm.errors import UserError
 from stetholm.evaluation.conditions import AUDIO
-from stetholm.evaluation.intervals import Resampled, bounds, number, patient_cluster
+from stetholm.evaluation.earlier import find_earlier
+from stetholm.evaluation.intervals import Resampled, number, patient_cluster
 from stetholm.evaluation.scoring import METRICS, Draws
 from stetholm.storage import Storage
 
@@ -39,25 +40,7 @@ def find_evaluation(uri: str, storage: Storage, setting: str) -> str:
     Raises:
         UserError: there is neither.
     """
-    uri = uri.rstrip("/")
-    if not uri.startswith("s3://"):
-        raise UserError(f"{setting}: {uri} is no s3:// URI of an evaluation or a checkpoint")
-    if storage.exists(f"{uri}/report.json"):
-        return uri
-    runs = storage.key(storage.join("runs"))
-    found = []
-    for run in storage.fs.ls(runs, detail=False) if storage.exists(storage.join("runs")) else []:
-        result = f"s3://{run}/evaluate/result.json"
-        if storage.exists(result):
-            known = storage.read_json(result)
-            if str(known.get("inputs", {}).get("checkpoint", "")).rstrip("/") == uri:
-                found.append((storage.fs.modified(storage.key(result)), str(known["output"])))
-    if not found:
-        raise UserError(
-            f"{setting}: there is no evaluation at {uri}, and none of a checkpoint there: run jobs/evaluate.py for it "
-            "first (with model.init_from), under a run.name of its own"
-        )
-    return max(found)[1]
+    return find_earlier(uri, storage, setting, "evaluate", "report.json")
 
 
 def read_evaluation(uri: str, storage: Storage) -> Evaluation:
@@ -125,17 +108,7 @@ def _differences(
         columns.append(row)
     clusters = [_cluster(ours.rows[key]) for key in keys]
     resampled = Resampled(columns, clusters, draws.count, draws.seed)
-    return {"n": len(keys), **{metric: _difference(resampled, 2 * place) for place, metric in enumerate(metrics)}}
-
-
-def _difference(resampled: Resampled, first: int) -> dict[str, Any]:
-    found = resampled.estimate(lambda means: means[..., first] - means[..., first + 1])
-    return {
-        "ours": resampled.column(first).value,
-        "theirs": resampled.column(first + 1).value,
-        "difference": found.value,
-        "interval": bounds(found),
-    }
+    return {"n": len(keys), **{metric: resampled.difference(2 * place) for place, metric in enumerate(metrics)}}
 
 
 def control_margin(evaluation: Evaluation, control: str, metric: str, draws: Draws) -> dict[str, Any]:
@@ -145,7 +118,7 @@ def control_margin(evaluation: Evaluation, control: str, metric: str, draws: Dra
     pairs = [[number(row.get(column)), number(row.get(f"{column}_{control}"))] for row in rows]
     known = [pair if all(value == value for value in pair) else [float("nan")] * 2 for pair in pairs]
     clusters = [_cluster(row) for row in rows]
-    return _difference(Resampled(known, clusters, draws.count, draws.seed), 0)
+    return Resampled(known, clusters, draws.count, draws.seed).difference(0)
 
 
 def _cluster(row: Mapping[str, Any]) -> str:

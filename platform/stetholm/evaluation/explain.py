@@ -3,7 +3,8 @@
     python jobs/explain.py --set run.name=demo
 
 Writes ``runs/<run.name>/explain/``: ``attention-*.png`` and ``occlusion-*.png`` of each example, ``explain.json``, and
-for a split ``grounding.md``, ``grounding.json`` and ``grounding.parquet``. docs/explain.md says what they mean.
+for a split ``grounding.md``, ``grounding.json`` and ``grounding.parquet``, with ``explain.compare_to``
+``comparison.md`` and ``comparison.json``. docs/explain.md says what they mean.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from stetholm.evaluation import grounding_compare
 from stetholm.evaluation.cases import Case, check_choice, corpus_cases, corpus_sha256, read_sounds, sound_case
 from stetholm.evaluation.grounding import brief, forget, ground
 from stetholm.evaluation.job import GenerationJob
@@ -46,7 +48,8 @@ def explain(settings: Settings, storage: Storage) -> dict[str, Any]:
         ``output`` (URI), ``examples``, ``attention_on_audio`` (mean share of the answers' attention), and where
         recordings have annotated events ``evidence_in_events`` and ``time_in_events``: the mean share of the positive
         evidence that lies in them, and of the time that they take. Of a corpus ``grounding``: by answer and condition,
-        the mean drop of the log-probability with its interval (see :mod:`stetholm.evaluation.grounding`).
+        the mean drop of the log-probability with its interval (see :mod:`stetholm.evaluation.grounding`); with
+        ``explain.compare_to`` as ``grounding_comparison`` the paired differences from another checkpoint's.
 
     Raises:
         UserError: no checkpoint, no corpus, nothing in the split, a recording that cannot be used, or settings that
@@ -54,11 +57,12 @@ def explain(settings: Settings, storage: Storage) -> dict[str, Any]:
     """
     checkpoint, chosen = require_checkpoint(settings, storage), settings.explain
     check_choice(chosen)
+    theirs = grounding_compare.find_measured(chosen, storage)
     sounds, corpus = read_sounds(chosen.audio, storage, settings.audio), corpus_uri(settings, storage)
     inputs = {
         "checkpoint": checkpoint,
         "seed": settings.run.seed,
-        **chosen.model_dump(exclude={"batch_size"}),
+        **chosen.model_dump(exclude={"batch_size", "compare_to"}),
         "audio": [sound.sha256 for sound in sounds],
         "corpus": None if sounds else corpus_sha256(storage, corpus, chosen.split),
     }
@@ -77,8 +81,20 @@ def explain(settings: Settings, storage: Storage) -> dict[str, Any]:
             forget(job)
         record(settings, storage, JOB, result, inputs)
         storage.remove_dir(_parts(settings, storage, inputs))
-    _print_paths(storage, str(result["output"]))
-    return result
+    output = str(result["output"])
+    _print_paths(storage, output)
+    return {**result, **(_compared(settings, storage, output, theirs) if theirs else {})}
+
+
+def _compared(settings: Settings, storage: Storage, output: str, theirs: str) -> dict[str, Any]:
+    """Write and print how the grounding differs from that at ``theirs``."""
+    pair = [grounding_compare.read_measured(uri, storage) for uri in (output, theirs)]
+    found = grounding_compare.compare_grounding(pair[0], pair[1], settings.explain.draws, settings.run.seed)
+    text = grounding_compare.to_markdown(found)
+    storage.write_json(f"{output}/comparison.json", found)
+    storage.write_text(f"{output}/comparison.md", text)
+    print(text)
+    return {"grounding_comparison": grounding_compare.brief(found)}
 
 
 def _run(

@@ -47,6 +47,7 @@ from stetholm.storage import Storage
 DEGRADED, ALL = "degraded", "all"
 CONDITIONS = (AUDIO, WITHHELD, SHUFFLED, DEGRADED)
 LOST = CONDITIONS[1:]
+ANSWER_NAMES = {"own": "the model's own", "reference": "the reference"}
 _ROWS_PER_CALL = 64
 
 
@@ -145,7 +146,7 @@ def ground(job: GenerationJob) -> dict[str, Any]:
     logps = _score(job, wanted.values(), features)
     found = {kind: _values(columns, logps) for kind, columns in wanted.items()}
     report = _report(examples, found, chosen, seed)
-    job.storage.write_table(f"{job.output}/grounding.parquet", _table(examples, answers, found))
+    job.storage.write_table(f"{job.output}/grounding.parquet", _table(examples, answers, found, exchanged))
     job.storage.write_text(f"{job.output}/grounding.md", to_markdown(report))
     job.storage.write_json(f"{job.output}/grounding.json", report)
     return report
@@ -228,8 +229,8 @@ def _scored(job: GenerationJob, todo: Sequence[Scoring], features: Features) -> 
         compute=ActorPoolStrategy(size=min(places(use_gpu), calls)),
         num_cpus=0 if use_gpu else 1,
         num_gpus=1 if use_gpu else 0,
-    )
         label_selector=gpu_nodes(use_gpu, job.settings.train.label_selector),
+    )
     yield from quiet(dataset).iter_batches(batch_size=None, batch_format="pyarrow")
 
 
@@ -291,11 +292,14 @@ def _table(
     examples: Sequence[Example],
     answers: Mapping[str, Sequence[str]],
     found: Mapping[str, Mapping[str, NDArray[Any]]],
+    exchanged: Mapping[str, str],
 ) -> pa.Table:
-    """A row an example."""
+    """A row an example; ``shuffled`` are the recordings that took the place of its own."""
     columns: dict[str, Any] = {
         name: [getattr(one, name) for one in examples] for name in ("sample_id", "task", "dataset", "patient")
     }
+    columns["recording_ids"] = [list(one.recording_ids) for one in examples]
+    columns["shuffled"] = [[exchanged.get(name) for name in one.recording_ids] for one in examples]
     for kind, logps in found.items():
         columns[f"{kind}_answer"] = list(answers[kind])
         columns |= {f"{kind}_logp_{name}": values for name, values in logps.items()}
@@ -307,7 +311,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     header = ("answer", "log-probability", *(f"drop, {name}" for name in (*LOST, "mean of the three")))
     rows = [
         (
-            {"own": "the model's own", "reference": "the reference"}[kind],
+            ANSWER_NAMES[kind],
             _shown(one["logp"]),
             *(_shown(one["drop"][name]) for name in (*LOST, ALL)),
         )

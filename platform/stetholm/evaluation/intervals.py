@@ -7,6 +7,7 @@ The columns share the draws, so a difference of two columns is a paired one. The
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,6 +66,16 @@ class Resampled:
     def column(self, index: int) -> Estimate:
         """The mean of one column."""
         return self.estimate(lambda means: means[..., index])
+
+    def difference(self, first: int) -> dict[str, Any]:
+        """Of two columns side by side: ``ours``, ``theirs``, their paired ``difference`` and its ``interval``."""
+        found = self.estimate(lambda means: means[..., first] - means[..., first + 1])
+        return {
+            "ours": self.column(first).value,
+            "theirs": self.column(first + 1).value,
+            "difference": found.value,
+            "interval": bounds(found),
+        }
 
 
 def _ratio(sums: Array, counts: Array) -> Array:

@@ -108,6 +108,8 @@ class ExplainSettings(Section):
     """Whose answer's log-probability is measured with the audio withheld, shuffled and degraded."""
     grounding_examples: int | None = Field(64, ge=1)
     """Examples of the split that it is measured on; null: all."""
+    compare_to: str | None = None
+    """An earlier explain's URI, or a checkpoint's whose grounding has been measured: paired differences from it."""
     draws: int = Field(2000, ge=100)
     """Of the bootstrap over patients."""
 
