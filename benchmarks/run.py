@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.report import Result
 
-GROUPS = ("data", "model", "train", "generate", "encoders", "serve", "cluster")
+GROUPS = ("data", "model", "train", "generate", "encoders", "serve", "cluster", "heart")
 BENCHES = {
     "data/bare": "benchmarks.data.bare:bare",
     "data/published": "benchmarks.data.published:published",
@@ -38,7 +38,10 @@ BENCHES = {
     "serve/engine": "benchmarks.serve_engine:engine",
     "serve/overhead": "benchmarks.serve_overhead:overhead",
     "serve/faults": "benchmarks.serve_faults:faults",
+    "serve/haproxy": "benchmarks.serve_haproxy:compared",
     "serve/disconnect": "benchmarks.serve_disconnect:disconnect",
+    "heart/diagnosis": "benchmarks.heart:diagnosis",
+    "heart/mdpo": "benchmarks.heart:mdpo",
     "cluster/submit": "benchmarks.submit:submit",
 }
 """Every benchmark there is: its name, and the function that yields its results."""

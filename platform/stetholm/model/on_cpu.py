@@ -15,12 +15,21 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from stetholm.model.packed import pack_for_training
+
 PLAIN = "grouped_plain"
 """Name of :func:`plain_attention` in transformers' register."""
 
 
-def train_on_cpu(language_model: Any) -> None:
-    """Give a decoder, in place, the forms of this module that it can take."""
+def train_on_cpu(language_model: Any, *, whole: bool = True) -> None:
+    """Give a decoder, in place, the forms that it can take: those of this module, and packed frozen weights.
+
+    Args:
+        language_model: the decoder.
+        whole: its weights stay in this process (not under ZeRO-3, which takes them away between uses).
+    """
+    if whole:
+        pack_for_training(language_model)
     sinks = any(name.endswith(".sinks") for name, _ in language_model.named_parameters())
     language_model.set_attn_implementation("eager" if sinks else PLAIN)
     for module in language_model.modules():

@@ -108,7 +108,7 @@ def stage_model(job: StageJob, resume: Path | None) -> tuple[StethoLMForConditio
     else:
         model, processor = load_checkpoint(parent, job.storage, dtype=dtype)
     if not job.train.use_gpu:
-        train_on_cpu(model.model.language_model)
+        train_on_cpu(model.model.language_model, whole=job.train.zero_stage < 3)
     if job.stage == "dpo":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.settings.run.seed)  # or the adapter would depend on what this process did before
