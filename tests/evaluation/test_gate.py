@@ -226,6 +226,28 @@ def test_without_a_gate_it_depends_on_what_is_asked(storage, base):
         require_signed_off(uri, storage, "required")
 
 
+def test_a_folder_of_this_machine_is_held_to_its_gate(storage, base, tmp_path):
+    for name, passed in (("good", True), ("bad", False)):
+        signed(storage, f"{base}/to-{name}", passed)
+        storage.download_dir(f"{base}/to-{name}", tmp_path / name)
+        assert weights_sha256(str(tmp_path / name), storage) == weights_sha256(f"{base}/to-{name}", storage)
+    assert require_signed_off(f"{tmp_path}/good", storage, "required").startswith("gate: passed on 20")
+    for asked in ("if-there", "required"):
+        with pytest.raises(UserError, match="has not passed its gate"):
+            require_signed_off(f"{tmp_path}/bad/", storage, asked)
+    (tmp_path / "good" / "model.safetensors").write_bytes(b"trained on")
+    with pytest.raises(UserError, match="other weights"):
+        require_signed_off(f"{tmp_path}/good", storage, "if-there")
+    (tmp_path / "good" / "gate.json").write_text("[")
+    with pytest.raises(UserError, match="cannot be read"):
+        require_signed_off(f"{tmp_path}/good", storage, "if-there")
+    (tmp_path / "good" / "gate.json").write_text("null")
+    with pytest.raises(UserError, match="not a gate.json"):
+        require_signed_off(f"{tmp_path}/good", storage, "if-there")
+    (tmp_path / "good" / "gate.json").unlink()
+    assert "nobody has signed it off" in require_signed_off(f"{tmp_path}/good", storage, "if-there")
+
+
 def test_weights_in_several_files_are_hashed_together(storage, base):
     uri = f"{base}/sharded"
     for number in (1, 2):

@@ -6,9 +6,11 @@ Deployment asks :func:`require_signed_off`. A gate.json that belongs to other we
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from stetholm.errors import UserError
@@ -29,6 +31,8 @@ def weights_sha256(checkpoint: str, storage: Storage) -> str:
     Raises:
         UserError: there are no weights.
     """
+    if (folder := _folder(checkpoint)) is not None:
+        return _hash_files(folder)
     uri = checkpoint.rstrip("/")
     stamps = tuple(sorted((name, stamp) for name, stamp in storage.stamps(uri).items() if _is_weights(uri, name)))
     if not stamps:
@@ -56,6 +60,26 @@ def _hash(storage: Storage, uri: str, stamps: tuple[tuple[str, str], ...]) -> st
                     if total >= _SHOW_BYTES:
                         progress.update(done >> 20)
             found.append((digest.hexdigest(), name.removeprefix(f"{uri}/")))
+    return _together(found)
+
+
+def _folder(checkpoint: str) -> Path | None:
+    """The checkpoint's folder, if it lies on this machine."""
+    return Path(checkpoint) if not checkpoint.startswith("s3://") and Path(checkpoint).is_dir() else None
+
+
+def _hash_files(folder: Path) -> str:
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            found.append((hashlib.file_digest(file, "sha256").hexdigest(), path.name))
+    if not found:
+        raise UserError(f"there are no weights (*.safetensors) at {folder}")
+    return _together(found)
+
+
+def _together(found: list[tuple[str, str]]) -> str:
+    """Of several files' digests and names; the one digest, if it is one file."""
     if len(found) == 1:
         return found[0][0]
     return hashlib.sha256("".join(f"{digest}  {name}\n" for digest, name in found).encode()).hexdigest()
@@ -116,8 +140,8 @@ def require_signed_off(checkpoint: str, storage: Storage, asked: Asked) -> str:
     """Whether a checkpoint may be deployed.
 
     Args:
-        checkpoint: its URI.
-        storage: where it lies.
+        checkpoint: its URI, or a folder of this machine.
+        storage: where the URI lies.
         asked: ``if-there``: a gate.json must fit and have passed, but there may be none; ``required``: there must be
             one; ``ignore``: nothing is asked.
 
@@ -131,17 +155,34 @@ def require_signed_off(checkpoint: str, storage: Storage, asked: Asked) -> str:
     force = "deploy another checkpoint, or force it with serve.gate=ignore (--force)"
     if asked == "ignore":
         return "gate: not asked for"
-    if not checkpoint.startswith("s3://") or not storage.exists(uri):
+    signed = _read(checkpoint, storage)
+    if signed is None:
         if asked == "required":
             raise UserError(f"no {NAME} beside {checkpoint}: run jobs/evaluate.py with evaluate.gate first; or {force}")
-        return f"gate: {checkpoint} has no {NAME}; nobody has signed it off"
-    signed = storage.read_json(uri)
+        return f"gate: WARNING: {checkpoint} has no {NAME}: nobody has signed it off"
     failed = _failed(signed, uri)
     if signed["weights_sha256"] != weights_sha256(checkpoint, storage):
         raise UserError(f"{uri} was signed off for other weights: evaluate this checkpoint again; or {force}")
     if failed:
         raise UserError(f"{checkpoint} has not passed its gate ({', '.join(failed)}; {uri}): {force}")
     return f"gate: passed on {signed['date']} ({len(signed['checks'])} rules, split {signed['split']!r})"
+
+
+def _read(checkpoint: str, storage: Storage) -> Any:
+    """What gate.json says; None, if there is none.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    uri = f"{checkpoint.rstrip('/')}/{NAME}"
+    if checkpoint.startswith("s3://"):
+        return (storage.read_json(uri) or {}) if storage.exists(uri) else None
+    if not Path(uri).is_file():
+        return None
+    try:
+        return json.loads(Path(uri).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{uri} cannot be read: {error}") from error
 
 
 def _failed(signed: Any, uri: str) -> list[str]:
