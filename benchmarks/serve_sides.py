@@ -63,7 +63,6 @@ def settings_of(made: Checkpoint, port: int, *more: str) -> Settings:
     chosen = [
         f"serve.model={made.uri}",
         f"serve.port={port}",
-        "serve.gate=if-there",
         "serve.engine=vllm",
         "serve.gate=ignore",
         "serve.max_replicas=1",
