@@ -17,6 +17,16 @@ from tests.conftest import ROOT
 
 KUBERAY = ("raycluster", "rayjob", "rayservice")
 MODELS = {"raycluster": RayCluster, "rayjob": RayJob, "rayservice": RayService}
+REDIS = ROOT / "platform/stetholm/presets/cluster-redis.yaml"
+OVERS = {
+    "aws": [],
+    "gcp": [GCP],
+    "on-prem": [ON_PREM],
+    "redis": [REDIS],
+    "gcp, redis": [GCP, REDIS],
+    "on-prem, redis": [ON_PREM, REDIS],
+    "redis, on-prem": [REDIS, ON_PREM],
+}
 GCP = ROOT / "platform/stetholm/presets/cluster-gcp.yaml"
 ON_PREM = ROOT / "platform/stetholm/presets/cluster-on-prem.yaml"
 
@@ -82,12 +92,16 @@ def test_the_serve_config_names_what_there_is():
     assert callable(getattr(importlib.import_module(module), name))
 
 
-@pytest.mark.parametrize("over", [[], [GCP], [ON_PREM]], ids=["aws", "gcp", "on-prem"])
+@pytest.mark.parametrize("over", OVERS.values(), ids=OVERS)
 def test_ray_up_accepts_the_launcher_file_of_each_provider(over):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     text = render(read_cluster(ROOT / "cluster.yaml", over=over, environ={}), "ray")
     prepared = prepare_config(yaml.safe_load(text))
+    head, worker = starts(prepared)
+    # Where the provider makes the node types, the start line alone says that the head runs no task.
+    assert "--num-cpus=0 --num-gpus=0" in head and "--num-cpus" not in worker
+    assert ("RAY_REDIS_ADDRESS=" in head) == (REDIS in over)
     validate_config(prepared)
     assert prepared["head_node_type"] in prepared["available_node_types"]
     assert all("RAY_AUTH_MODE=token" in line for line in starts(prepared))
@@ -177,7 +191,10 @@ def test_a_pod_is_given_longer_than_its_last_checkpoint_takes(rendered):
 
     job = yaml.safe_load(rendered("rayjob", change))
     assert all(template["spec"]["terminationGracePeriodSeconds"] > 200 for template in pods(job))
-    assert int(yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) > 200
+    for template in pods(job):  # and `ray job stop` waits as long
+        (container,) = template["spec"]["containers"]
+        env = {each["name"]: each["value"] for each in container["env"]}
+        assert int(env["RAY_JOB_STOP_WAIT_TIME_S"]) > 200
 
 
 def test_the_jobs_environment_gives_back_the_settings(rendered):

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from stetholm.cluster import read_cluster, render
-from stetholm.cluster.timeouts import HEAD_ENVIRONMENT, RECONNECT_S
+from stetholm.cluster.timeouts import HEAD_ENVIRONMENT, RECONNECT_S, STOP_WAIT, stop_wait_s
+from stetholm.settings import TrainSettings
 from tests.conftest import ROOT
 
 PRESETS = ROOT / "platform/stetholm/presets"
@@ -30,21 +31,28 @@ def test_the_start_commands_say_what_the_renderings_say(over):
     head, worker = starts([PRESETS / f"cluster-{over}.yaml"] if over else [])
     assert head.items() >= HEAD_ENVIRONMENT.items()
     assert not worker.keys() & HEAD_ENVIRONMENT.keys()  # the head alone asks
+    assert head[STOP_WAIT] == worker[STOP_WAIT] == str(stop_wait_s(TrainSettings().grace_seconds))
 
 
 @pytest.mark.parametrize("kind", ["raycluster", "rayjob", "rayservice"])
-def test_the_heads_pod_is_told_and_no_other(rendered, kind):
+def test_pods_are_told(rendered, kind):
     spec = yaml.safe_load(rendered(kind))["spec"]
     spec = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
-    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
-    assert {each["name"]: each["value"] for each in head["env"]} == HEAD_ENVIRONMENT
-    assert all("env" not in group["template"]["spec"]["containers"][0] for group in spec["workerGroupSpecs"])
+    wait = {STOP_WAIT: str(stop_wait_s(TrainSettings().grace_seconds))}
+    assert environment(spec["headGroupSpec"]) == HEAD_ENVIRONMENT | wait
+    assert all(environment(group) == wait for group in spec["workerGroupSpecs"])
+
+
+def environment(group):
+    (container,) = group["template"]["spec"]["containers"]
+    return {each["name"]: each["value"] for each in container["env"]}
 
 
 def test_the_heads_container_is_told(rendered):
     services = yaml.safe_load(rendered("compose"))["services"]
     assert services["head"]["environment"].items() >= HEAD_ENVIRONMENT.items()
     assert not services["server"]["environment"].keys() & HEAD_ENVIRONMENT.keys()
+    assert all(service["environment"][STOP_WAIT] == "70" for service in services.values())
 
 
 def test_with_redis_nodes_wait_for_the_head():

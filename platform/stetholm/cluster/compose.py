@@ -7,7 +7,7 @@ from typing import Any
 from stetholm.cluster.explicit import environment
 from stetholm.cluster.file import ClusterFile, Described
 from stetholm.cluster.kuberay import METRICS_PORT
-from stetholm.cluster.timeouts import HEAD_ENVIRONMENT
+from stetholm.cluster.timeouts import HEAD_ENVIRONMENT, STOP_WAIT, stop_wait_s
 
 TOKEN = "ray_token"
 
@@ -45,6 +45,7 @@ def _service(described: Described, name: str) -> dict[str, Any]:
         "environment": {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": f"/run/secrets/{TOKEN}",
+            STOP_WAIT: str(stop_wait_s(described.settings.train.grace_seconds)),
             "AWS_ACCESS_KEY_ID": "${AWS_ACCESS_KEY_ID:-}",
             "AWS_SECRET_ACCESS_KEY": "${AWS_SECRET_ACCESS_KEY:-}",
             **environment(described.settings),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -29,7 +28,7 @@ from stetholm.cluster.manifests import (
     WorkerGroupSpec,
 )
 from stetholm.cluster.serve_config import serve_config
-from stetholm.cluster.timeouts import HEAD_ENVIRONMENT
+from stetholm.cluster.timeouts import HEAD_ENVIRONMENT, STOP_WAIT, stop_wait_s
 from stetholm.errors import UserError
 from stetholm.settings import Settings
 
@@ -37,8 +36,6 @@ HOME = "/opt/stetholm"
 """Where deploy/Dockerfile puts jobs/ and serve/."""
 METRICS_PORT = 8080
 SETTINGS_ANNOTATION = "stetholm-settings"
-STOP_SLACK_S = 10
-"""A pod is given this much longer than the checkpoint that its training writes on SIGTERM."""
 JOB_RETRIES = 3
 JOB_TTL_S = 600
 
@@ -65,11 +62,9 @@ def ray_job(described: Described, job: str = "pipeline") -> dict[str, Any]:
     if not re.fullmatch("[a-z_]{1,14}", job):
         raise UserError(f"--job {job}: the name of a script of jobs/, as in --job sft")
     cluster, settings = described.cluster, described.settings
-    wait = math.ceil(settings.train.grace_seconds) + STOP_SLACK_S
-    runtime = {"env_vars": {**environment(settings), "RAY_JOB_STOP_WAIT_TIME_S": str(wait)}}
     spec = RayJobSpec(
         entrypoint=f"python {HOME}/jobs/{job}.py",
-        runtime_env_yaml=yaml.safe_dump(runtime, sort_keys=False),
+        runtime_env_yaml=yaml.safe_dump({"env_vars": environment(settings)}, sort_keys=False),
         backoff_limit=JOB_RETRIES,
         shutdown_after_job_finishes=True,
         ttl_seconds_after_finished=JOB_TTL_S,
@@ -173,7 +168,7 @@ def _pod(cluster: ClusterFile, settings: Settings, name: str) -> dict[str, Any]:
     part, kind = cluster.kubernetes, cluster.available_node_types[name]
     spec = {
         "serviceAccountName": part.service_account,
-        "terminationGracePeriodSeconds": math.ceil(settings.train.grace_seconds) + STOP_SLACK_S,
+        "terminationGracePeriodSeconds": stop_wait_s(settings.train.grace_seconds),
         "tolerations": [{"key": part.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}]
         if kind.gpus
         else None,
@@ -189,6 +184,7 @@ def _labels(kind: NodeType) -> dict[str, str]:
 def _container(cluster: ClusterFile, settings: Settings, name: str) -> dict[str, Any]:
     part, head = cluster.kubernetes, name == cluster.head_node_type
     secret = part.storage_secret
+    env = (HEAD_ENVIRONMENT if head else {}) | {STOP_WAIT: str(stop_wait_s(settings.train.grace_seconds))}
     ports = {"metrics": METRICS_PORT, "serve": settings.serve.port}
     if head:
         ports |= {"gcs": 6379, "dashboard": 8265, "client": 10001}
@@ -199,7 +195,7 @@ def _container(cluster: ClusterFile, settings: Settings, name: str) -> dict[str,
             "imagePullPolicy": part.image_pull_policy,
             "resources": _resources(cluster, name),
             "ports": [{"name": key, "containerPort": port} for key, port in ports.items()],
-            "env": [{"name": key, "value": value} for key, value in HEAD_ENVIRONMENT.items()] if head else None,
+            "env": [{"name": key, "value": value} for key, value in env.items()],
             "envFrom": [{"secretRef": {"name": secret, "optional": True}}] if secret else None,
         }
     )

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 import psutil
 
 from stetholm import processes
+from stetholm.cluster.timeouts import STOP_WAIT, stop_wait_s
 from stetholm.errors import UserError
+from stetholm.settings import TrainSettings
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -125,6 +127,7 @@ def environment(token: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        STOP_WAIT: str(stop_wait_s(TrainSettings().grace_seconds)),
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing is left to drain: the endpoint is down by then
     }
 
