@@ -13,7 +13,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?P<target>[^)\s]+)\)")
+LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+"""A link, or a picture."""
 HOME = "index.md"
 
 
@@ -33,7 +34,8 @@ def _from_docs(link: re.Match[str]) -> str:
     target = link["target"]
     if "://" in target or target.startswith("#"):
         return link[0]
-    return f"[{link[1]}]({target.removeprefix('docs/') if target.startswith('docs/') else '../' + target})"
+    there = target.removeprefix("docs/") if target.startswith("docs/") else "../" + target
+    return f"{link['image']}[{link['text']}]({there})"
 
 
 def _inside(link: re.Match[str], depth: int) -> str:
@@ -43,5 +45,5 @@ def _inside(link: re.Match[str], depth: int) -> str:
         return link[0]
     path, hash_, anchor = target.removeprefix(up).partition("#")
     if path == "README.md":
-        return f"[{link[1]}]({'../' * depth}{HOME}{hash_}{anchor})"
-    return link[1] if link[1].startswith("`") else f"{link[1]} (`{path}`)"
+        return f"[{link['text']}]({'../' * depth}{HOME}{hash_}{anchor})"
+    return link["text"] if link["text"].startswith("`") else f"{link['text']} (`{path}`)"

@@ -17,7 +17,8 @@ from tests.conftest import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 WRITTEN = [page for page in PAGES if page.name != "CHANGELOG.md"]
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+"""Of pictures too."""
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LAUNCHED = r"ray (?:up|down|dashboard|get-auth-token)|serve (?:deploy|status)|kubectl|helm|docker"
 ELSEWHERE = re.compile(rf"^\s*(?:\.venv/bin/)?({LAUNCHED})\b", re.MULTILINE)
@@ -144,5 +145,20 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     home = Path(tmp_path / "site" / "index.html").read_text()
     assert "getting-started.html" in home
+    assert pictures(home) == {"images/architecture.svg"} | ({"images/page.png"} if PAGE.exists() else set())
     reference = (tmp_path / "site" / "reference" / "settings.html").read_text()
     assert "grace_seconds" in reference
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not FETCHED.findall(page.read_text()), page
+
+
+PAGE = ROOT / "docs" / "images" / "page.png"
+FETCHED = re.compile(
+    r'<(?:script|img|iframe)\b[^>]*src="(?:https?:)?//|<link\b[^>]*rel="stylesheet"[^>]*"https?://|class="mermaid'
+)
+"""What a browser would get from elsewhere."""
+
+
+def pictures(page):
+    """What a page of the site shows, all of which is there."""
+    return set(re.findall(r'<img [^>]*src="([^"]+)"', page))
