@@ -43,7 +43,7 @@ def of_field(what: str | list[str]) -> dict[str, Any]:
 
 def manifest(kind: Any, *settings: str) -> dict[str, Any]:
     """Of cluster.yaml, with all that can be in it: Redis too."""
-    ours = ["storage.uri=s3://bucket/prefix", "serve.allow_anonymous=true", *settings]
+    ours = ["storage.uri=s3://bucket/prefix", "serve.api_keys_file=/etc/stetholm/keys", *settings]
     rendered: dict[str, Any] = yaml.safe_load(render(read_cluster(ROOT / "cluster.yaml", ours, [REDIS], {}), kind))
     return rendered
 
