@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -54,20 +57,49 @@ def any_of_all(mine: bool) -> bool:
 
 def any_of_each(mine: Sequence[bool]) -> list[bool]:
     """For each place, whether any rank passes True there; one collective call for all of them."""
-    if not dist.is_initialized():
+    if world_size() == 1:
         return list(mine)
-    flags = torch.tensor(mine, dtype=torch.int32, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    flags = torch.tensor(mine, dtype=torch.int32)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=_messages())
     return [bool(flag) for flag in flags.tolist()]
 
 
 def from_all(mine: T) -> list[T]:
     """What each rank passes, in the order of ranks, on every rank; picklable things; a collective call."""
-    if not dist.is_initialized():
+    if world_size() == 1:
         return [mine]
     parts: list[T] = [mine] * world_size()
-    dist.all_gather_object(parts, mine)
+    dist.all_gather_object(parts, mine, group=_messages())
     return parts
+
+
+def rows_from_all(mine: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Rows (n, d) of each rank, in the order of ranks, on every rank, without gradient; a collective call.
+
+    Args:
+        mine: this rank's, on its device.
+        counts: how many each rank has; known to all.
+    """
+    if world_size() == 1:
+        return [mine.detach()]
+    padded = F.pad(mine.detach(), (0, 0, 0, max(counts) - len(mine))).contiguous()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return [part[:count] for part, count in zip(parts, counts, strict=True)]
+
+
+def _messages() -> Any:
+    """The group for small messages between processors; a collective call the first time.
+
+    On NCCL one of gloo beside it: what goes through a GPU is there only when the GPU has done the work before it, so
+    reading it would hold up each step.
+    """
+    return _beside(dist.group.WORLD) if dist.get_backend() == "nccl" else None
+
+
+@cache
+def _beside(world: Any) -> Any:
+    return dist.new_group(backend="gloo")
 
 
 def free_port() -> int:

@@ -6,6 +6,7 @@ samples each step used; loss, metrics and optimizer stay TRL's own except where 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,7 @@ from stetholm.training.losses import (
     scale_loss,
     text_groups,
 )
+from stetholm.training.ranks import from_all, rank, rows_from_all, world_size
 from stetholm.training.response_head import install_response_head
 
 
@@ -115,29 +117,43 @@ class AlignTrainer(StageTrainer, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
-        """Contrastive loss and scale of the prefix, plus, if it has a weight, captioning through the projector."""
-        taken = self.take(inputs)
+        """Contrastive loss and scale of the prefix, plus, if it has a weight, captioning through the projector.
+
+        Loss and gradient, each averaged over the ranks, are those of one process with all their rows.
+        """
+        self.take(inputs)
         responses, rows = inputs.pop("responses"), inputs.pop("rows")
         module = self.accelerator.unwrap_model(model)
         prefix = module.encode_audio(inputs["input_features"]).index_select(0, inputs["audio_index"])
-        loss = prefix.float().sum() * 0.0  # keeps an empty rank's gradients in step with the others'
-        if taken:
-            audio = _mean_by(prefix.float().mean(dim=1), rows, len(responses))
-            contrast = contrastive_loss(
-                audio,
-                self._represent(module, responses).to(audio),
-                text_groups(responses).to(audio.device),
-                self.settings.temperature,
-            )
-            self.note(contrastive=contrast)
-            scale = scale_loss(prefix.float(), self._text_norm(module))
-            self.note(scale=scale)
-            loss = loss + self.settings.contrastive_weight * contrast + self.settings.scale_weight * scale
+        texts, recordings = zip(*from_all((responses, len(rows) if responses else 0)), strict=True)
+        scale = scale_loss(prefix.float(), self._text_norm(module))
+        # A rank without samples adds zero, and so keeps step with the others' gradients.
+        scale = scale * ((len(rows) if responses else 0) * len(texts) / max(sum(recordings), 1))
+        means = prefix.float().mean(dim=1)
+        contrast = self._contrast(module, _mean_by(means, rows, len(responses)) if responses else means[:0], texts)
+        self.note(contrastive=contrast, scale=scale)
+        loss = self.settings.contrastive_weight * contrast + self.settings.scale_weight * scale
         if self.settings.caption_weight:
             caption = self._caption(model, prefix, inputs, num_items_in_batch)
             self.note(caption=caption)
             loss = loss + self.settings.caption_weight * caption
         return loss
+
+    def _contrast(
+        self, module: StethoLMForConditionalGeneration, audio: Tensor, texts: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """The contrastive loss over all ranks' rows: ``audio`` (N, d) of this rank's, the ``texts`` by rank."""
+        parts = rows_from_all(audio, [len(part) for part in texts])
+        parts[rank()] = audio  # with its gradient; the other ranks see to theirs
+        responses = [text for part in texts for text in part]
+        contrast = contrastive_loss(
+            torch.cat(parts),
+            self._represent(module, responses).to(audio),
+            text_groups(responses).to(audio.device),
+            self.settings.temperature,
+        )
+        # Each rank's gradient is a part of the sum, of which DeepSpeed makes a mean.
+        return contrast + (len(texts) - 1) * (contrast - contrast.detach())
 
     def _caption(self, model: Any, prefix: Tensor, inputs: Batch, items: Tensor | int | None) -> Tensor:
         known = {key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}
@@ -160,10 +176,18 @@ class AlignTrainer(StageTrainer, SFTTrainer):
         return self._norm
 
     def _represent(self, module: StethoLMForConditionalGeneration, responses: list[str]) -> Tensor:
-        """(N, d) text representations; the language model is frozen, so each text is read once."""
+        """(N, d) representations of texts that are the same on all ranks; a collective call.
+
+        The language model is frozen, so each text is read once, by one of the ranks.
+        """
         fresh = [text for text in dict.fromkeys(responses) if text not in self._texts]
         if fresh:
-            self._texts |= zip(fresh, self._read(module, fresh), strict=True)
+            world = world_size()
+            mine = fresh[rank() :: world]
+            read = self._read(module, mine or fresh[:1])[: len(mine)]  # all read: ZeRO-3 gathers weights for it
+            parts = rows_from_all(read, [len(fresh[number::world]) for number in range(world)])
+            for number, part in enumerate(parts):
+                self._texts |= zip(fresh[number::world], part, strict=True)
         return torch.stack([self._texts[text] for text in responses])
 
     @torch.no_grad()
