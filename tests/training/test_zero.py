@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from stetholm.settings import DpoSettings, SftSettings
+from stetholm.settings import AlignSettings, DpoSettings, SftSettings
 from stetholm.training.zero import zero_config
 from tests.training.together import two_ranks
 
@@ -27,7 +27,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "3 checkpointing": {"zero_stage": 3, "gradient_checkpointing": True},
 }
 FEW = {"sft": ["1", "2 offload", "3 checkpointing"], "dpo": ["3", "3 offload all"]}
-ALL = {"sft": list(SETUPS), "dpo": ["0", "2", "3", "3 offload all"]}
+ALL = {"sft": list(SETUPS), "dpo": ["0", "2", "3", "3 offload all"], "align": ["2", "3"]}
 EACH = 2
 """Steps under each setup."""
 
@@ -114,7 +114,7 @@ def _train(stage: str, setup: str, base: Path, folder: Path, rank: int, steps: r
     gc.collect()
     unset_hf_deepspeed_config()
     AcceleratorState._reset_state()
-    settings = (DpoSettings if stage == "dpo" else SftSettings)(
+    settings = {"align": AlignSettings, "sft": SftSettings, "dpo": DpoSettings}[stage](
         batch_size=2, learning_rate=3e-3, use_gpu=False, **SETUPS[setup]
     )
     model, processor = _model(stage, base)

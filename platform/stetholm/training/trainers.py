@@ -32,6 +32,7 @@ from stetholm.training.losses import (
 )
 from stetholm.training.ranks import from_all, rank, rows_from_all, world_size
 from stetholm.training.response_head import install_response_head
+from stetholm.training.zero import partition
 
 
 class StageTrainer(Watched):
@@ -51,6 +52,12 @@ class StageTrainer(Watched):
         # line brings them together.
         self.accelerator.gather_for_metrics = _own  # type: ignore[attr-defined]
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own, of a model that is in parts already where ZeRO shares out weights."""
+        if self.args.deepspeed is not None:  # type: ignore[attr-defined]
+            partition(self.model, self.args.deepspeed)  # type: ignore[attr-defined]
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """The batches as they come: they are made and ordered already."""
         return DataLoader(self.batches, batch_size=None)
@@ -62,7 +69,7 @@ class StageTrainer(Watched):
         for name, parameter in self.model.named_parameters():  # type: ignore[attr-defined]
             if parameter.requires_grad:
                 own = self.encoder_learning_rate if ".audio_tower." in name else None
-                decay = args.weight_decay if parameter.dim() > 1 else 0.0
+                decay = args.weight_decay if len(getattr(parameter, "ds_shape", parameter.shape)) > 1 else 0.0
                 groups.setdefault((own or args.learning_rate, decay), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()],

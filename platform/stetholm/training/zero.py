@@ -32,6 +32,24 @@ def zero_config(train: TrainSettings, batch_size: int) -> dict[str, Any]:
     }
 
 
+def partition(model: Any, config: dict[str, Any]) -> None:
+    """Share out the weights of ``model`` among the ranks, one after the other, where ZeRO-3 is to; a collective call.
+
+    DeepSpeed's engine would first put the whole model on each rank's device. What is no parameter goes there too.
+
+    Args:
+        model: whole, on the CPU.
+        config: of :func:`zero_config`.
+    """
+    if config["zero_optimization"]["stage"] != 3:
+        return
+    import deepspeed
+
+    shared = deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(shared.local_device)
+
+
 def _zero(train: TrainSettings) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": train.zero_stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
     if train.zero_stage == 3:
