@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray.train
 import torch
+from ray.experimental.internal_kv import _internal_kv_put
 
 from stetholm.corpus.shards import write_corpus
 from stetholm.errors import UserError
 from stetholm.model.checkpoint import load_checkpoint
 from stetholm.settings import Settings
 from stetholm.storage import Storage
+from stetholm.training.ending import evaluate_the_rest
+from stetholm.training.entry import RayReport
 from stetholm.training.history import History
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import Lineage
 from stetholm.training.stage import train_stage
-from stetholm.training.validation import Validated, is_due, measure, require_validation
+from stetholm.training.validation import (
+    Validated,
+    evaluate_checkpoint,
+    is_due,
+    measure,
+    require_validation,
+    unmeasured,
+)
 from tests.evaluation.corpus import rows
 
 HELD_OUT = rows(range(8, 11))
@@ -149,6 +161,43 @@ def test_results_come_in_once(storage):
     for step in (2, 4):
         storage.write_json(f"{uri}/validation/{step:08d}.json", {"step": step, "val_loss": 1.0})
     assert come_in() == [{"step": 4, "val_loss": 1.0}]
+
+
+def test_what_was_due_and_is_not_there_is_known(make_job, storage):
+    job = make_job("sft", "some", evaluate_every=2, checkpoint_every=10)
+    for step in (20, 23):
+        storage.write_json(f"{storage.join('runs', 'some', 'sft', 'validation')}/{step:08d}.json", {"step": step})
+    assert unmeasured(job, 60) == [40, 60]
+    assert unmeasured(job, 50) == [40, 50]  # the last one always
+    assert unmeasured(job, 47) == [40, 47]
+
+
+def test_at_the_end_it_is_evaluated_or_named(sft, make_job, storage, capfd):
+    """Training made no evaluation here: three were due, and of the first two steps there is no checkpoint."""
+    latest = sft[0].checkpoints().latest()
+    late = make_job("sft", "measured", max_steps=3, checkpoint_every=1, evaluate_every=1, trackers=())
+    evaluate_the_rest(late, latest, {})
+    told = capfd.readouterr().err
+    assert (
+        "sft: not evaluated, so the best is chosen among the others: step 1 (its checkpoint is gone), step 2 (" in told
+    )
+    assert unmeasured(late, 3) == [1, 2]
+    found = storage.read_json(f"{storage.join('runs', 'measured', 'sft', 'validation')}/00000003.json")
+    assert found["val_loss"] == pytest.approx(measure(*sft)["val_loss"], abs=1e-4)
+    storage.remove_dir(storage.join("runs", "measured", "sft", "validation"))
+    evaluate_the_rest(replace(late, corpus="s3://stetholm/nowhere"), latest, {})
+    assert "step 3 (" in capfd.readouterr().err
+
+
+def test_nobody_waits_for_an_evaluation_when_training_leaves(ray_cluster, make_job, monkeypatch):
+    reported = []
+    monkeypatch.setattr(ray.train, "report", lambda numbers, **more: reported.append(more["validation"]))
+    job = make_job("sft", "leaves", evaluate_every=1, checkpoint_every=10)
+    for numbers in ({"step": 10}, {"step": 13}, {"step": 13, "left": True}):
+        RayReport(job, job.checkpoints())(numbers, Path("folder"))
+    assert reported == [True, True, False]
+    _internal_kv_put("stetholm/test-leave", "told so")
+    assert evaluate_checkpoint(None, job, leave="stetholm/test-leave") == {}
 
 
 @pytest.mark.long

@@ -47,11 +47,13 @@ def ray_worker(config: dict[str, Any]) -> str | None:
         uri = latest.uri if latest is not None else None
     uri = from_all(uri)[0]  # the first rank's: all go on from the same one
     report = RayReport(job, checkpoints)
-    if uri is None:
-        return run_stage(job, None, report)
     with TemporaryDirectory(prefix="stetholm-resume-") as folder:
-        job.storage.download_dir(uri, Path(folder))
-        return run_stage(job, Path(folder), report)
+        if uri is not None:
+            job.storage.download_dir(uri, Path(folder))
+        reason = run_stage(job, Path(folder) if uri is not None else None, report)
+    if reason is not None and is_first():
+        _tell_leaving(config["leave"], reason)
+    return reason
 
 
 def _unexpected(record: logging.LogRecord) -> bool:
@@ -94,8 +96,15 @@ class RayReport:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=True,
-            validation=folder is not None and is_due(self._job, numbers["step"]),
+            validation=folder is not None and "left" not in numbers and is_due(self._job, numbers["step"]),
         )
+
+
+def _tell_leaving(key: str, reason: str) -> None:
+    """Have the evaluations leave too: Ray Train waits for them."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, reason)
 
 
 def _preempted() -> str | None:

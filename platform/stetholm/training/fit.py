@@ -146,7 +146,7 @@ def _trainer(job: StageJob, key: str) -> TorchTrainer:
             worker_runtime_env={"env_vars": environment},
             callbacks=callbacks,
         ),
-        validation_config=validation_config(job, environment),
+        validation_config=validation_config(job, environment, key),
     )
 
 

@@ -22,7 +22,8 @@ from stetholm.training.ranks import from_all, is_first, rank
 from stetholm.training.state import Progress, gather_moments, gather_weights, restore_moments, save_training_state
 
 Report = Callable[[dict[str, Any], Path | None], None]
-"""Hands a checkpoint folder (rank 0) or None (the others) and numbers to whoever keeps them; all ranks call it."""
+"""Hands a checkpoint folder (rank 0) or None (the others) and numbers to whoever keeps them; all ranks call it.
+``left`` is among them where training leaves before its end."""
 
 
 class TrainingLoop(TrainerCallback):
@@ -121,7 +122,8 @@ class TrainingLoop(TrainerCallback):
             self._finish(folder, self.progress)
         del moments
         self._saved_step = self.progress.step
-        self._report({"step": self.progress.step, "loss": self.progress.loss_last}, folder)
+        left = {"left": True} if self.left else {}
+        self._report({"step": self.progress.step, "loss": self.progress.loss_last, **left}, folder)
         trim()
 
     def _count(self) -> None:

@@ -11,8 +11,8 @@ from stetholm.runs import corpus_uri, finished, read_result, record, start_check
 from stetholm.settings import DpoSettings, Settings, StageName
 from stetholm.storage import Storage
 from stetholm.training.checkpoints import Found
-from stetholm.training.ending import complete_curves
-from stetholm.training.fit import fit
+from stetholm.training.ending import complete_curves, evaluate_the_rest
+from stetholm.training.fit import fit, worker_environment
 from stetholm.training.job import StageJob
 from stetholm.training.lineage import STATE_FOLDER, Lineage, code_version
 from stetholm.training.rows import require_rows
@@ -65,6 +65,7 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
 
             ensure_references(job)
         checkpoint = fit(job)
+        evaluate_the_rest(job, checkpoint, worker_environment(job.train))
     complete_curves(job, checkpoint.uri)
     result = _result(job, checkpoint) | {"target": target}
     record(settings, storage, stage, result, inputs)

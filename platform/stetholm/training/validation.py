@@ -1,7 +1,9 @@
 """Evaluation of checkpoints beside training: held-out loss, in a task that training does not wait for.
 
 Ray Train starts :func:`evaluate_checkpoint` for every ``train.evaluate_every``-th checkpoint, one at a time, and ends
-the run when the last has been evaluated. Numbers lie in ``<stage>/validation/<step>.json`` as soon as they are there.
+the run when the last has been evaluated. When training leaves before its end, nobody waits for what is not evaluated
+yet: that is done when the stage is (:mod:`stetholm.training.ending`). Numbers lie in ``<stage>/validation/<step>.json``
+as soon as they are there.
 What is measured, of the same rows each time, without dropout or augmentation:
 
 - align and sft: ``val_loss``, the mean negative log-likelihood of the response tokens of the corpus's val split under
@@ -13,7 +15,7 @@ What is measured, of the same rows each time, without dropout or augmentation:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -21,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stetholm.corpus.manifest import Manifest
-from stetholm.errors import UserError
+from stetholm.errors import Stopped, UserError
 from stetholm.roles import gpu_nodes
+from stetholm.runs import run_uri
 from stetholm.settings import DpoSettings
 from stetholm.storage import Storage
 from stetholm.training.history import History, Record
@@ -53,12 +56,13 @@ def require_validation(job: StageJob) -> None:
         )
 
 
-def validation_config(job: StageJob, environment: dict[str, str]) -> Any:
+def validation_config(job: StageJob, environment: dict[str, str], leave: str) -> Any:
     """Ray Train's ValidationConfig; None where checkpoints are not to be evaluated.
 
     Args:
         job: the stage.
         environment: variables of the training workers.
+        leave: see :func:`evaluate_checkpoint`.
 
     Raises:
         UserError: a GPU is asked for that the cluster does not have besides those of training.
@@ -75,14 +79,20 @@ def validation_config(job: StageJob, environment: dict[str, str]) -> Any:
             f"train.evaluate_gpu: the cluster has no GPU besides those of {train.workers} workers, so the evaluation "
             "would wait for ever: add one, use fewer workers, or leave evaluate_gpu out (it then runs on a CPU)"
         )
+    function = partial(evaluate_checkpoint, job=job, leave=leave)
+    return ValidationConfig(function, ray_remote_kwargs=task_options(job, environment))
+
+
+def task_options(job: StageJob, environment: dict[str, str]) -> dict[str, Any]:
+    """Ray's options of the evaluating task; ``environment`` as for :func:`validation_config`."""
+    train = job.train
     device = {} if train.evaluate_gpu else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    options = {
+    return {
         "num_cpus": train.evaluate_cpus,
         "num_gpus": 1 if train.evaluate_gpu else 0,
         "runtime_env": {"env_vars": environment | device},
         "label_selector": gpu_nodes(train.evaluate_gpu, train.label_selector),
     }
-    return ValidationConfig(partial(evaluate_checkpoint, job=job), ray_remote_kwargs=options)
 
 
 def is_due(job: StageJob, step: int) -> bool:
@@ -94,20 +104,38 @@ def is_due(job: StageJob, step: int) -> bool:
     return bool(odd) or number % every == 0
 
 
-def evaluate_checkpoint(checkpoint: Any, job: StageJob) -> dict[str, Any]:
+def unmeasured(job: StageJob, last: int) -> list[int]:
+    """Steps whose checkpoints were to be evaluated in a run of ``last`` steps and of which there are no numbers."""
+    uri = f"{run_uri(job.settings, job.storage, job.stage)}/{FOLDER}"
+    measured = {int(Path(file).stem) for file in job.storage.list(uri) if file.endswith(".json")}
+    steps = {*range(job.train.checkpoint_every, last, job.train.checkpoint_every), last}
+    return sorted(step for step in steps - measured if is_due(job, step) or step == last)
+
+
+def evaluate_checkpoint(checkpoint: Any, job: StageJob, leave: str | None = None) -> dict[str, Any]:
     """Measure a checkpoint of ``job``; what Ray Train calls in a task.
 
     Args:
         checkpoint: Ray Train's, or anything with ``as_directory``.
         job: the stage that made it.
+        leave: key in Ray's store that is there once training leaves before its end: whoever waits for this, waits no
+            longer. What has been begun is then left too, and made when the stage is done.
 
     Returns:
-        ``val_loss`` and others: see the module. They are written below the stage's folder too.
+        ``val_loss`` and others: see the module. They are written below the stage's folder too. Nothing where training
+        leaves.
     """
+    try:
+        return _evaluate(checkpoint, job, partial(_require_going, leave))
+    except Stopped:
+        return {}
+
+
+def _evaluate(checkpoint: Any, job: StageJob, before_each: Callable[[], None]) -> dict[str, Any]:
+    before_each()
     import torch
 
     from stetholm.ray_session import quiet_data
-    from stetholm.runs import run_uri
     from stetholm.training.state import load_training_state
 
     quiet_data()
@@ -116,7 +144,7 @@ def evaluate_checkpoint(checkpoint: Any, job: StageJob) -> dict[str, Any]:
     job = _on_its_device(job)
     with checkpoint.as_directory() as folder:
         step = load_training_state(Path(folder))[0].step
-        numbers = measure(job, Path(folder))
+        numbers = measure(job, Path(folder), before_each)
     record = {
         "step": step,
         "time": round(time.time(), 3),
@@ -127,8 +155,17 @@ def evaluate_checkpoint(checkpoint: Any, job: StageJob) -> dict[str, Any]:
     return numbers
 
 
-def measure(job: StageJob, folder: Path) -> dict[str, float]:
-    """Held-out numbers of the checkpoint ``folder``: see the module."""
+def _require_going(leave: str | None) -> None:
+    if leave is None:
+        return
+    from ray.experimental.internal_kv import _internal_kv_exists
+
+    if _internal_kv_exists(leave):
+        raise Stopped("training leaves")
+
+
+def measure(job: StageJob, folder: Path, before_each: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """Held-out numbers of the checkpoint ``folder``: see the module. Calls ``before_each`` batch, which may raise."""
     import torch
 
     from stetholm.training.collate import Collate
@@ -144,7 +181,10 @@ def measure(job: StageJob, folder: Path) -> dict[str, float]:
     score: Any = _pairs if job.stage == "dpo" else _responses
     with torch.no_grad():
         batches = (_moved(collate(group), model.device) for group in batch_plan(job).batches(rows))
-        parts = [score(model, batch, job.train) for batch in batches]
+        parts = []
+        for batch in batches:
+            before_each()
+            parts.append(score(model, batch, job.train))
     return _together(parts)
 
 
