@@ -15,6 +15,7 @@ from stetholm.job import find_user_error
 from stetholm.model.checkpoint import load_checkpoint
 from stetholm.runs import record
 from stetholm.settings import Settings
+from stetholm.training import stage
 from stetholm.training.stage import train_stage
 from tests.evaluation.corpus import rows
 
@@ -37,7 +38,7 @@ def train(storage, ray_cluster, language_model):
     def run(stage: str, run_name: str = "training", **settings):
         tree = Settings.model_validate(
             {
-                "run": {"name": run_name},
+                "run": {"name": run_name, **settings.pop("run", {})},
                 "corpus": {"uri": settings.pop("corpus", corpus)},
                 "model": {"language_model": str(language_model), **settings.pop("model", {})},
                 "train": {"batch_size": 2, "log_every": 1, **settings},
@@ -93,9 +94,9 @@ def test_dpo_trains_projector_and_its_own_adapter_only(storage, train, tmp_path)
     assert result["samples"] == 3
     files = {}
     parent = storage.read_json(f"{result['output']}/lineage.json")["parent"]
-    for stage, uri in (("sft", parent), ("dpo", result["output"])):
-        storage.download_dir(uri, tmp_path / stage)
-        files[stage] = load_file(tmp_path / stage / "model.safetensors")
+    for name, uri in (("sft", parent), ("dpo", result["output"])):
+        storage.download_dir(uri, tmp_path / name)
+        files[name] = load_file(tmp_path / name / "model.safetensors")
     changed = {
         key for key, value in files["dpo"].items() if key not in files["sft"] or not value.equal(files["sft"][key])
     }
@@ -129,6 +130,69 @@ def test_a_checkpoint_is_whole_and_loads(storage, train):
 def test_another_corpus_under_the_same_name_is_refused(storage, train):
     with pytest.raises(UserError, match=r"run 'training' has already done 'sft' with other inputs \(parent\)"):
         train("sft", model={"init_from": train("align", epochs=1)["output"] + "/"})
+
+
+class Reached(Exception):
+    """The workers would start."""
+
+
+@pytest.fixture
+def begun(storage, train, language_model, monkeypatch):
+    """Runs SFT with some settings where it has been begun with others, up to where the workers would start."""
+
+    def fit(job):
+        if not job.checkpoints().whole():
+            folder = job.checkpoints().uri_of(4)
+            storage.write_json(
+                f"{folder}/lineage.json", {"parent": job.lineage.parent, "settings": job.lineage.settings}
+            )
+            storage.write_json(f"{folder}/config.json", {})
+        raise Reached
+
+    monkeypatch.setattr(stage, "fit", fit)
+
+    def run(**settings):
+        with pytest.raises(Reached):
+            train("sft", run_name="begun")
+        train("sft", run_name="begun", **settings)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": {"audio_encoder": "ast"}}, "audio_encoder"),
+        ({"weight_decay": 0.1, "augmentation": "none"}, "augmentation, weight_decay"),
+        ({"run": {"seed": 1}}, "seed"),
+    ],
+)
+def test_a_begun_stage_does_not_go_on_from_another_start_or_with_another_loss(begun, changes, named):
+    with pytest.raises(UserError, match=rf"has begun 'sft' with other settings \({named}\): give the old ones, or"):
+        begun(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 1e-5, "max_grad_norm": 0.1, "max_tokens": 300},
+        {"epochs": 3, "workers": 1, "batch_size": 1, "gradient_checkpointing": True, "precision": "fp32"},
+        {"corpus": "corrected"},
+    ],
+)
+def test_it_goes_on_with_what_a_message_may_have_said_to_change(begun, storage, changes):
+    if "corpus" in changes:
+        changes = {"corpus": storage.join("test-training", "corrected")}
+        write_corpus(storage, changes["corpus"], {"train": rows(range(2))}, inputs={})
+    with pytest.raises(Reached):
+        begun(**changes)
+
+
+def test_a_begun_stage_has_its_parent(begun, storage):
+    begun_from = storage.join("test-training", "elsewhere")
+    storage.write_json(f"{begun_from}/config.json", {})
+    with pytest.raises(UserError, match=r"has begun 'sft' with other settings \(parent\)"):
+        begun(model={"init_from": begun_from})
 
 
 def test_a_checkpoint_that_is_not_there(train, storage):

@@ -29,7 +29,7 @@ class Lineage:
         corpus_sha256: of that corpus's manifest.
         code: version of the package, with the git commit where there is one.
         counts: pairs of the corpus by split, then by task, dataset and distribution.
-        settings: of the stage, resolved, and the seed.
+        settings: of the stage, resolved, the seed, and what a fresh model is made from.
     """
 
     stage: str

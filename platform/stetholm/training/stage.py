@@ -31,6 +31,12 @@ HOW_MADE = frozenset(
 )
 """Settings of a stage that do not make a finished one another."""
 
+MENDED = HOW_MADE | {
+    *("learning_rate", "encoder_learning_rate", "warmup_fraction", "max_grad_norm"),
+    *("batch_size", "tokens_per_batch", "max_tokens"),
+}
+"""Settings with which a stage that has been begun goes on: what the messages of a run gone wrong say to change."""
+
 
 def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[str, Any]:
     """Run ``stage`` of this run, or go on with it, or find that it is done.
@@ -46,19 +52,13 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
         Stopped: the job was told to stop; its workers have left with a checkpoint, if there was time.
     """
     job = _job(settings, storage, stage)
-    inputs = {
-        "parent": job.lineage.parent,
-        "corpus_sha256": job.lineage.corpus_sha256,
-        "seed": settings.run.seed,
-        "language_model": settings.model.language_model,
-        "audio_encoder": settings.model.audio_encoder,
-        "audio_encoder_weights": settings.model.audio_encoder_weights,
-    }
+    inputs = {"parent": job.lineage.parent, "corpus_sha256": job.lineage.corpus_sha256, **_beginning(settings)}
     target = [job.train.max_steps, job.train.epochs]
     done = finished(settings, storage, stage, inputs)
     if done is not None and done["target"] == target:
         _require_same(job, str(done["output"]))
         return done
+    _require_same_beginning(job)
     with ray_session():
         if isinstance(job.train, DpoSettings) and job.train.reference == "ahead":
             from stetholm.training.ahead import ensure_references  # torch: not in the driver, if it can be helped
@@ -70,6 +70,12 @@ def train_stage(settings: Settings, storage: Storage, stage: StageName) -> dict[
     result = _result(job, checkpoint) | {"target": target}
     record(settings, storage, stage, result, inputs)
     return result
+
+
+def _beginning(settings: Settings) -> dict[str, Any]:
+    """What a fresh model is made from."""
+    names = ("language_model", "audio_encoder", "audio_encoder_weights")
+    return {"seed": settings.run.seed, **{name: getattr(settings.model, name) for name in names}}
 
 
 def _job(settings: Settings, storage: Storage, stage: StageName) -> StageJob:
@@ -88,7 +94,7 @@ def _job(settings: Settings, storage: Storage, stage: StageName) -> StageJob:
         manifest.sha256,
         code_version(),
         counts={name: split.counts for name, split in manifest.splits.items()},
-        settings={**settings.stage(stage).model_dump(mode="json"), "seed": settings.run.seed},
+        settings={**settings.stage(stage).model_dump(mode="json"), **_beginning(settings)},
     )
     job = StageJob(stage, settings, storage, corpus, lineage)
     require_rows(job)
@@ -99,14 +105,38 @@ def _job(settings: Settings, storage: Storage, stage: StageName) -> StageJob:
 
 def _require_same(job: StageJob, checkpoint: str) -> None:
     """Raise a UserError if the lineage of the finished stage's checkpoint tells of other settings than the job's."""
-    lineage = f"{checkpoint}/lineage.json"
-    before = job.storage.read_json(lineage).get("settings", {}) if job.storage.exists(lineage) else {}
-    now = job.lineage.settings
-    changed = sorted(key for key in before.keys() & now.keys() - HOW_MADE if before[key] != now[key])
+    _refuse("already done", job, _changed(_lineage(job, checkpoint), job, HOW_MADE))
+
+
+def _require_same_beginning(job: StageJob) -> None:
+    """Raise a UserError if the stage has been begun from another start, or with another loss, than the job's.
+
+    The corpus may have changed: a message may have said to leave a sample out, and the ledger goes by samples.
+    """
+    latest = job.checkpoints().latest()
+    if latest is None:
+        return
+    lineage = _lineage(job, latest.uri)
+    parent = ["parent"] if lineage.get("parent", job.lineage.parent) != job.lineage.parent else []
+    _refuse("begun", job, parent + _changed(lineage, job, MENDED))
+
+
+def _changed(lineage: dict[str, Any], job: StageJob, free: frozenset[str]) -> list[str]:
+    before, now = lineage.get("settings", {}), job.lineage.settings
+    return [key for key in before.keys() & now.keys() - free if before[key] != now[key]]
+
+
+def _lineage(job: StageJob, checkpoint: str) -> dict[str, Any]:
+    uri = f"{checkpoint}/lineage.json"
+    known: dict[str, Any] = job.storage.read_json(uri) if job.storage.exists(uri) else {}
+    return known
+
+
+def _refuse(what: str, job: StageJob, changed: list[str]) -> None:
     if changed:
         raise UserError(
-            f"run {job.settings.run.name!r} has already done {job.stage!r} with other settings ({', '.join(changed)}): "
-            "give the old ones, or choose another run.name"
+            f"run {job.settings.run.name!r} has {what} {job.stage!r} with other settings "
+            f"({', '.join(sorted(changed))}): give the old ones, or choose another run.name"
         )
 
 
