@@ -127,6 +127,8 @@ def test_epochs_to_plan(job):
     assert epochs_to_plan(job, 2) == 2
     assert epochs_to_plan(limited, 1) == 2  # as many steps as samples, of two samples each
     assert share_of(30, 1.5) == 23
+    assert share_of(15, 1.5, left=1) == 8  # one epoch has been made
+    assert share_of(3, 1.5, left=0.2) == share_of(0, 2, left=0) == 0  # more than that, or all
 
 
 @pytest.mark.long

@@ -134,6 +134,16 @@ def test_the_curve_is_that_of_an_uninterrupted_run(stage: StageName, job: Run, s
     assert state(checkpoints)["ledger"] == state(whole.checkpoints())["ledger"]
 
 
+def test_an_epoch_is_prolonged_by_half_of_one(job: Run) -> None:
+    for epochs in (1, 1.5):
+        prolonged = job("sft", "prolonged", epochs=epochs)
+        assert train(prolonged) is None
+    reached = state(prolonged.checkpoints())
+    per_epoch = len(rows(range(5)))
+    assert abs(reached["samples"] - 1.5 * per_epoch) <= 2  # a batch
+    assert reached["seed"] == prolonged.settings.run.seed
+
+
 @pytest.mark.long
 def test_who_is_asked_leaves_with_a_checkpoint_of_that_step(job: Run, sft: StageJob) -> None:
     left = job("sft", "left")
@@ -146,6 +156,7 @@ def test_who_is_asked_leaves_with_a_checkpoint_of_that_step(job: Run, sft: Stage
         leaving.forget()
     latest = checkpoints.latest()
     assert latest is not None and latest.step % EVERY  # none was due
+    assert checkpoints.storage.read_json(f"{latest.uri}/metrics.json")["left"]  # nobody evaluates it
     assert train(left) is None
     assert curve(checkpoints) == pytest.approx(curve(sft.checkpoints()), abs=1e-4)
     assert len(Ledger.from_json(state(checkpoints)["ledger"]).seen(1)) == state(checkpoints)["samples"] / 2

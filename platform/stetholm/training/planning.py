@@ -49,9 +49,17 @@ def epochs_to_plan(job: StageJob, world: int) -> int:
     return math.ceil(train.max_steps * a_step / rows)
 
 
-def share_of(steps: int, epochs: float) -> int:
-    """The part of ``steps`` of ceil(epochs) epochs that ``epochs`` are."""
-    return math.ceil(steps * epochs / math.ceil(epochs))
+def share_of(steps: int, epochs: float, left: float | None = None) -> int:
+    """Of the ``steps`` that all rows left of ceil(epochs) epochs are, those that are to be made until ``epochs``.
+
+    Args:
+        steps: until every row has been used.
+        epochs: to train in all.
+        left: how many epochs' rows are left; None: all of them.
+    """
+    beyond = math.ceil(epochs) - epochs
+    left = math.ceil(epochs) if left is None else left
+    return math.ceil(round(steps * max(left - beyond, 0.0) / left, 6)) if left else 0
 
 
 def _outline(stream: CorpusStream, prepare: Callable[[Row], Row]) -> Iterator[Row]:

@@ -44,6 +44,7 @@ class Progress:
         batches: [batch_size, tokens_per_batch] for which they were planned.
         dealt: the ledger when the rows were dealt to these workers: see ``CorpusStream``.
         ledger: the consumed sample ids: ``Ledger.to_json``.
+        seed: run.seed, from which with step, rank and sample all that is drawn follows.
     """
 
     step: int = 0
@@ -60,6 +61,7 @@ class Progress:
     batches: list[int | None] = field(default_factory=list)
     dealt: str = ""
     ledger: str = ""
+    seed: int = 0
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

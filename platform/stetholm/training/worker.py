@@ -53,6 +53,7 @@ def run_stage(job: StageJob, resume: Path | None, report: Report) -> str | None:
     world = world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
     progress, moments, scheduler = load_training_state(resume) if resume else (Progress(), None, None)
+    progress.seed = job.settings.run.seed
     model, processor = stage_model(job, resume)
     prepare = prepare_of(job, processor)
     # Beside training on a CPU, torch in each reading task would cost more memory than its microseconds a row are worth.
@@ -149,7 +150,9 @@ def _steps(job: StageJob, stream: CorpusStream, plan: BatchPlan, prepare: Prepar
     """Steps still to make: until max_steps if set, else until the slowest rank has read its epochs."""
     if job.train.max_steps is not None:
         return max(job.train.max_steps - done, 0)
-    return share_of(planned_steps(stream, plan, prepare, world), job.train.epochs)
+    steps = planned_steps(stream, plan, prepare, world)
+    left = sum(sum(stream.rows_by_epoch(each)) for each in range(world)) / max(training_rows(job).rows_of(0), 1)
+    return share_of(steps, job.train.epochs, left)
 
 
 def _finish(job: StageJob, monitor: Monitor, folder: Path, progress: Progress) -> None:
