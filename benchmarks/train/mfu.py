@@ -23,6 +23,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from benchmarks.report import Result
 from benchmarks.train.ours import train_ours
+from benchmarks.train.samples import COUNT
 from benchmarks.train.sides import Turn, started
 from stetholm.model.dtype import fast_dtype
 from stetholm.model.language import EMBEDDED_LM, load_tokenizer
@@ -42,12 +43,14 @@ class Form:
         shape: of the language model: Gemma3TextConfig's arguments.
         batches: settings of the stage, a result each.
         steps: of a turn.
+        samples: how many there are: enough to fill the largest batch.
     """
 
     name: str
     shape: dict[str, Any]
     batches: tuple[dict[str, int], ...]
     steps: int
+    samples: int = COUNT
 
 
 GPU = Form(
@@ -63,8 +66,10 @@ GPU = Form(
     },
     ({"batch_size": 16}, {"tokens_per_batch": 4096}, {"tokens_per_batch": 16_384}),
     steps=8,
+    samples=1178,
 )
-"""MedGemma-4B's text model; batch 16 is the published one."""
+"""MedGemma-4B's text model; batch 16 is the published one. The samples are all of the embedded corpus with one
+recording: some 42,000 tokens."""
 CPU = Form(
     "small CPU form: random, Gemma-3-shaped, 6 layers of width 640",
     {
@@ -102,6 +107,7 @@ def share_of_peak(form: Form, folder: str, batches: dict[str, int], gpu: bool) -
         train_ours,
         variables=worker_environment(TrainSettings(use_gpu=gpu)),
         model={"language_model": folder},
+        samples=form.samples,
         **train,
     ) as side:
         side.turn(form.steps)
