@@ -52,11 +52,11 @@ def train_ours(
     """
     torch.manual_seed(0)
     join_group(bool(train.get("use_gpu")))
-    paced_stage(pace, stage_job(stage, model, **train), samples)
+    paced_stage(pace, stage_job(stage, model, **train), training_pairs(samples))
 
 
-def paced_stage(pace: Pace, job: StageJob, samples: int = COUNT) -> None:
-    """``run_stage`` on rows in memory; its steps are made when ``pace`` says so."""
+def paced_stage(pace: Pace, job: StageJob, rows: list[Row]) -> None:
+    """``run_stage`` on ``rows`` in memory; its steps are made when ``pace`` says so."""
     make_trainer = worker.trainer_for
 
     def paced_trainer(stage: Any, model: Any, *others: Any) -> Any:
@@ -65,7 +65,7 @@ def paced_stage(pace: Pace, job: StageJob, samples: int = COUNT) -> None:
         return trainer
 
     vars(worker)["trainer_for"] = paced_trainer
-    with contextlib.suppress(Over), read_from_memory(training_pairs(samples)):
+    with contextlib.suppress(Over), read_from_memory(rows):
         worker.run_stage(job, None, _no_checkpoint)
 
 
