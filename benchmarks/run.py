@@ -30,6 +30,7 @@ BENCHES = {
     "train/scaling": "benchmarks.train.scaling:scaling",
     "train/recovery": "benchmarks.train.recovery:recovery",
     "train/mfu": "benchmarks.train.mfu:mfu",
+    "train/memory": "benchmarks.train.memory:memory",
     "generate/evaluate": "benchmarks.generate:evaluate",
     "generate/prefer": "benchmarks.generate:prefer",
     "generate/published": "benchmarks.generate:published",
