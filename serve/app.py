@@ -17,11 +17,13 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve.backend import PROBE, EngineBackend, ReplicaBackend, Told
 from serve.canary import Canary
+from serve.errors import RETRY_AFTER_S
 from serve.http import create_app
 from serve.keys import ApiKeys, load_keys
 from serve.limits import Meter, SharedLimiter
@@ -42,6 +44,8 @@ INGRESS_REPLICAS = 2
 """Two, because requests in flight are lost with a replica; each is light."""
 INGRESS_CPUS = 0.1
 INGRESS_CONCURRENCY = 512
+INGRESS_QUEUE = 256
+"""In each proxy, when all ingress replicas have as much as they take; beyond: 503 with Retry-After."""
 DRAIN_LOOP_S = 1.0
 """How often a replica that leaves looks whether it has given its last answer."""
 
@@ -153,7 +157,13 @@ class Other:
     sleeps: bool
 
 
-@serve.deployment(name="Ingress", num_replicas=INGRESS_REPLICAS, max_ongoing_requests=INGRESS_CONCURRENCY)
+@serve.deployment(
+    name="Ingress",
+    num_replicas=INGRESS_REPLICAS,
+    max_ongoing_requests=INGRESS_CONCURRENCY,
+    max_queued_requests=INGRESS_QUEUE,
+    backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
+)
 @serve.ingress()
 class Ingress:
     """An HTTP replica: checks, decodes, asks a model replica, formats."""

@@ -15,6 +15,9 @@ from serve.visit import Visit, key_name, log_failure, request_id
 PROTECTED = "/v1/"
 BODY_TIMEOUT_S = 30.0
 """A body must have come whole by then, however slowly it drips."""
+PROMPT_S = 1.0
+SLOW_AT_ONCE = 64
+"""So many bodies that take longer than ``PROMPT_S`` one ingress replica waits for; more are asked to come again."""
 BODIES_AT_ONCE = 8
 """All bodies together may take as much memory as so many of the largest; more are asked to come again."""
 
@@ -38,6 +41,8 @@ class Gate:
         self._metrics = metrics or HttpMetrics()
         self._held = 0
         """Bytes of all bodies in memory."""
+        self._slow = 0
+        """Slow bodies that are being waited for."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let good requests through; answer the others here, before anything is parsed."""
@@ -98,6 +103,26 @@ class Gate:
         promised = visit.headers.get("content-length", "0")
         if promised.isdecimal() and int(promised[:20]) > self.max_body_bytes:
             raise self._too_large()
+        reading = asyncio.create_task(self._whole(visit, receive))
+        try:
+            done, _ = await asyncio.wait([reading], timeout=PROMPT_S)
+            if not done:
+                await self._wait(reading)
+            return await reading
+        finally:
+            reading.cancel()
+
+    async def _wait(self, reading: asyncio.Task[bytes]) -> None:
+        """For a slow one, unless there are too many of them: so they stand in each other's way, and not in others'."""
+        if self._slow >= SLOW_AT_ONCE:
+            raise overloaded("too many requests are still being sent")
+        self._slow += 1
+        try:
+            await asyncio.wait([reading])
+        finally:
+            self._slow -= 1
+
+    async def _whole(self, visit: Visit, receive: Receive) -> bytes:
         body = bytearray()
         try:
             async with asyncio.timeout(self.body_timeout_s):

@@ -34,7 +34,14 @@ request_id: ContextVar[str] = ContextVar("stetholm_request_id", default="-")
 """Of the request that is being answered."""
 key_name: ContextVar[str | None] = ContextVar("stetholm_key_name", default=None)
 """Whose request it is, where keys are asked for."""
+MARK = b"x-content-type-options"
+"""A header that every answer of the application has, and none that Serve gives by itself."""
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def sane_id(given: str | None) -> str:
+    """A client's ``X-Request-ID`` where that is harmless, else a fresh one."""
+    return given if given and _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def route_of(path: str) -> str:
@@ -43,14 +50,14 @@ def route_of(path: str) -> str:
 
 
 class Visit:
-    """A request. Its id is the client's ``X-Request-ID`` where that is harmless, else a fresh one."""
+    """A request. On Serve its id comes from :mod:`serve.edge`."""
 
     def __init__(self, scope: Scope) -> None:
         """``scope`` of an HTTP request."""
         self.headers = Headers(scope=scope)
         given = self.headers.get("x-request-id")
         self._given = given is not None
-        self.id = given if given and _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = sane_id(given)
         self.method, self.route = str(scope["method"]), route_of(scope["path"])
         self.key: ApiKey | None = None
         self.body_bytes = 0

@@ -2,15 +2,19 @@
 
 import asyncio
 import io
+import json
 import logging
+import socket
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from serve.gate import BODIES_AT_ONCE, Gate
+from serve.app import INGRESS_CONCURRENCY, INGRESS_QUEUE, Ingress
+from serve.gate import BODIES_AT_ONCE, SLOW_AT_ONCE, Gate
 from serve.keys import ApiKey, ApiKeys
 from serve.visit import route_of
+from tests.serve.running import listening
 
 KEY = {"Authorization": "Bearer sk-clinic"}
 
@@ -145,3 +149,46 @@ async def test_bodies_together_are_bounded():
     await asyncio.gather(*crowd)
     await one(gate)
     assert statuses[2:] == [200] * (BODIES_AT_ONCE + 1)
+
+
+async def answered(_: object, __: object, send: object) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+def test_slow_bodies_beyond_a_number_are_asked_to_come_again_and_hold_nobody_up():
+    """Over real connections: half of them send nothing of their body, half a byte."""
+    head = b"POST /v1/analyze HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    with listening(Gate(answered, ApiKeys(), 10_000, body_timeout_s=60)) as url:
+        address = httpx.URL(url)
+        slow = [socket.create_connection((address.host, address.port), timeout=60) for _ in range(SLOW_AT_ONCE + 6)]
+        for number, one in enumerate(slow):
+            one.sendall(head + b"x" * (number % 2))
+        refused: list[socket.socket] = []
+        while len(refused) < 6:
+            assert httpx.post(f"{url}/v1/analyze", content=b"x" * 1000).status_code == 200
+            refused += [one for one in slow if one not in refused and _has_answer(one)]
+        for one in refused:
+            answer, _, body = one.recv(10_000).partition(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 503") and b"retry-after: 2" in answer.lower()
+            assert json.loads(body)["error"]["code"] == "overloaded"
+        waiting = next(one for one in slow if one not in refused)
+        waiting.sendall(b"x" * 1000)
+        assert waiting.recv(100).startswith(b"HTTP/1.1 200")
+        for one in slow:
+            one.close()
+
+
+def _has_answer(one: socket.socket) -> bool:
+    one.setblocking(False)
+    try:
+        return bool(one.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+    finally:
+        one.settimeout(60)
+
+
+def test_a_proxy_queues_only_so_much():
+    assert 0 < Ingress.max_queued_requests == INGRESS_QUEUE < Ingress.max_ongoing_requests == INGRESS_CONCURRENCY
+    assert Ingress.backpressure_config.status_code == 503 and Ingress.backpressure_config.retry_after_s
