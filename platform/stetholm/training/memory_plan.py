@@ -22,7 +22,7 @@ import torch
 
 from stetholm.audio.features import N_FRAMES, N_MELS
 from stetholm.errors import UserError
-from stetholm.settings import Settings, StageName, TrainSettings, load_settings
+from stetholm.settings import AlignSettings, Settings, StageName, TrainSettings, load_settings
 from stetholm.training.response_head import NUMBERS_AT_A_TIME
 from stetholm.training.zero import BUCKET
 
@@ -266,7 +266,13 @@ class Plan:
     def _embedding(self) -> int:
         return self.decoder.vocabulary * self.decoder.width
 
+    def _through_language(self) -> bool:
+        """Whether a gradient goes through the language model."""
+        return not isinstance(self.train, AlignSettings) or self.train.caption_weight > 0
+
     def _activations(self) -> float:
+        if not self._through_language():
+            return 0.0
         tokens = self.load.sequences * self.load.length
         adapters = self.rank if self.stage != "align" else 0
         dropout = self.dropout > 0 and self.stage != "dpo"  # TRL switches it off for preferences
@@ -281,6 +287,8 @@ class Plan:
         return self.encoder.kept * self.load.recordings if self.stage != "dpo" else 0.0
 
     def _logits(self) -> float:
+        if not self._through_language():
+            return 0.0
         scored = self.load.sequences * self.load.scored
         numbers = NUMBERS_AT_A_TIME["cuda" if self.train.use_gpu else "cpu"]
         rows = min(scored, max(1, numbers // self.decoder.vocabulary))
