@@ -46,6 +46,10 @@ docs: setup ## the site of docs/, into build/site; a warning fails it
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "build/site/index.html"
 
 test: setup ## the tests; PYTEST="-k name" for some of them
+	@command -v chromium >/dev/null || echo "test: SKIPPED, there is no chromium here \
+	  (Debian: apt-get install chromium): tests/serve/test_page.py" >&2
+	@for each in curl node; do command -v $$each >/dev/null || echo "test: SKIPPED, there is no $$each here: \
+	  its snippet in tests/serve/test_docs.py" >&2; done
 	@$(BIN)/python -m pytest -m "not long" -rs $(PYTEST)
 
 test-long: setup ## the tests marked long (a small demo from end to end among them)
