@@ -28,6 +28,7 @@ from serve.http import create_app
 from serve.keys import ApiKeys, load_keys
 from serve.limits import Meter, SharedLimiter
 from serve.metrics import HttpMetrics, ModelMetrics, RequestWatch
+from serve.quiet import quiet
 from serve.service import Served, Service
 from serve.versions import DEPLOYMENT, Version, versions_of
 from stetholm.cluster.serve_config import SLACK_S
@@ -80,6 +81,7 @@ class StethoLM:
     def _is(self, only: str | None) -> bool:
         return only is None or (self._card is not None and self._card.checkpoint == only)
 
+    @quiet
     async def stream(
         self, request: Request, since: float | None = None, only: str | None = None
     ) -> AsyncGenerator[Told | Delta, None]:
@@ -94,6 +96,7 @@ class StethoLM:
             async for delta in deltas:
                 yield delta
 
+    @quiet
     async def complete(self, request: Request, since: float | None = None, only: str | None = None) -> Told:
         """Who this is, and the answers of one request; see :meth:`stream`."""
         if not self._is(only):
@@ -114,6 +117,7 @@ class StethoLM:
         finally:
             self._active -= 1
 
+    @quiet
     async def explain(
         self, request: Request, answer: str, seconds: Sequence[float], by: str | None = None
     ) -> list[Evidence] | None:
