@@ -27,7 +27,7 @@ from serve.app import build
 from serve.service import now
 from serve.versions import versions_of
 from stetholm.cluster.serve_config import APPLICATION as APP_NAME
-from stetholm.cluster.serve_config import SLACK_S
+from stetholm.cluster.serve_config import SLACK_S, require_keys
 from stetholm.errors import UserError
 from stetholm.job import run_job
 from stetholm.ray_session import ray_session
@@ -83,9 +83,11 @@ def deploy(settings: Settings, storage: Storage, block: bool = False) -> str:
     the endpoint down.
 
     Raises:
-        UserError: no such checkpoint, a bad key file, a port in use, or the model does not come up.
+        UserError: no such checkpoint, a bad key file, a port in use, an address that others reach without a key, or the
+            model does not come up.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    require_keys(settings.serve)
     application = build(settings, storage)
     options, url, update = settings.serve, base_url(settings.serve), is_up()
     if serve.status().proxies:
@@ -169,6 +171,7 @@ def main(settings: Settings, storage: Storage) -> dict[str, Any]:
         os.environ["RAY_ADDRESS"] = running
     elif not os.environ.get("RAY_ADDRESS"):
         require_free_port(options.host, options.port)
+    require_keys(options)
     build(settings, storage)  # for what it refuses, before Ray starts
     models = versions_of(settings, storage)
     print("\n".join(model.gate for model in models), file=sys.stderr, flush=True)

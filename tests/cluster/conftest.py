@@ -23,6 +23,7 @@ def rendered(tmp_path: Path) -> Rendering:
     def make(kind: Kind, change: Change = lambda tree: None, job: str = "pipeline") -> str:
         tree = copy.deepcopy(file)
         tree["metadata"]["stetholm"]["storage"] = {"uri": "s3://bucket/prefix"}
+        tree["metadata"]["stetholm"]["serve"] = {"api_keys_file": "/etc/stetholm/keys"}
         change(tree)
         path = tmp_path / "cluster.yaml"
         path.write_text(yaml.safe_dump(tree))

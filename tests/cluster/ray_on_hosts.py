@@ -95,7 +95,7 @@ class Cluster:
 
     def deploy(self, *settings: str) -> None:
         """``serve deploy`` on the head, of what ``stetholm.cluster render`` makes; wait until it runs."""
-        ours = [*self.pairs(), "serve.host=0.0.0.0", "serve.gate=if-there", *settings]
+        ours = [*self.pairs(), "serve.host=0.0.0.0", "serve.allow_anonymous=true", "serve.gate=if-there", *settings]
         described = read_cluster(ROOT / "cluster.yaml", ours, environ={})
         file = self.head.folder / "endpoint.yaml"
         file.write_text(render(described, "serve"))

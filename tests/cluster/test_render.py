@@ -139,7 +139,7 @@ def test_the_image_shows(rendered, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_platform_setting_shows(rendered, kind):
     def change(tree):
-        tree["metadata"]["stetholm"]["serve"] = {"target_ongoing_requests": 17}
+        tree["metadata"]["stetholm"]["serve"]["target_ongoing_requests"] = 17
 
     def shows(text):
         return "target_ongoing_requests" in text.lower() and "17" in text
@@ -270,10 +270,20 @@ def test_machines_of_ones_own_have_no_kubernetes_rendering():
 
 def test_the_command_writes_the_file_to_stdout_and_notes_to_stderr(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert main(["render", "--kind", "rayservice"]) == 0
+    assert main(["render", "--kind", "rayservice", "--set", "serve.allow_anonymous=true"]) == 0
     out, err = capsys.readouterr()
     assert yaml.safe_load(out)["kind"] == "RayService"
     assert "embedded" in err and "api_keys_file" in err
+@pytest.mark.parametrize("chosen", [["rayservice"], ["serve", "--set", "serve.host=0.0.0.0"]])
+def test_an_endpoint_that_others_reach_is_not_rendered_without_keys(capsys, monkeypatch, chosen):
+    monkeypatch.chdir(ROOT)
+    assert main(["render", "--kind", *chosen]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "could ask the endpoint" in err.splitlines()[-1]
+    assert main(["render", "--kind", *chosen, "--set", "serve.api_keys_file=/etc/stetholm/keys"]) == 0
+    assert main(["render", "--kind", "serve"]) == 0  # on 127.0.0.1
+
+
 
 
 def test_the_command_ends_with_2_and_one_line(capsys, tmp_path):

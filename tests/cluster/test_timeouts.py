@@ -64,7 +64,7 @@ def test_with_redis_nodes_wait_for_the_head():
 
 
 def test_kuberay_keeps_the_books_of_clusters_and_endpoints_in_redis():
-    described = read_cluster(ROOT / "cluster.yaml", over=[REDIS], environ={})
+    described = read_cluster(ROOT / "cluster.yaml", ["serve.allow_anonymous=true"], over=[REDIS], environ={})
     secret = {"secretKeyRef": {"name": "stetholm-redis", "key": "password"}}
     wanted = {"redisAddress": "redis.example.org:6379", "redisPassword": {"valueFrom": secret}}
     specs = {kind: yaml.safe_load(render(described, kind))["spec"] for kind in ("raycluster", "rayservice", "rayjob")}

@@ -77,6 +77,9 @@ class ServeSettings(Section):
     """Labels of the nodes on which replicas may run, in Ray's form, e.g. {pool: l4}; {}: any. Default:
     {stetholm.role: server} where nodes carry that label, as those of cluster.yaml do."""
     api_keys_file: str | None = None
+    """Who may ask (``python -m serve.keys``). Default: everybody who reaches the endpoint, i.e. this machine."""
+    allow_anonymous: bool = False
+    """Whether everybody may ask without a key even where ``host`` is reached from other machines."""
     key_limits: str | None = None
     """What each key may ask, unless its line says otherwise, e.g. ``60/minute; 5000/day``. Default: no limit."""
     cors_origins: tuple[str, ...] = ()
