@@ -95,8 +95,14 @@ def _kill(settings: Settings, storage: Storage, kills: list[Kill]) -> None:
 
 def train_workers() -> list[psutil.Process]:
     """The Ray Train workers below this process's Ray."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
+    return [process for process in psutil.Process().children(recursive=True) if _is_worker(process)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return False
 
 
 def _until_new(kill: Kill, times: dict[int, float]) -> float:
