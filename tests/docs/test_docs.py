@@ -145,14 +145,13 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     home = Path(tmp_path / "site" / "index.html").read_text()
     assert "getting-started.html" in home
-    assert pictures(home) == {"images/architecture.svg"} | ({"images/page.png"} if PAGE.exists() else set())
+    assert pictures(home) == {"images/architecture.svg", "images/page.png"}
     reference = (tmp_path / "site" / "reference" / "settings.html").read_text()
     assert "grace_seconds" in reference
     for page in (tmp_path / "site").rglob("*.html"):
         assert not FETCHED.findall(page.read_text()), page
 
 
-PAGE = ROOT / "docs" / "images" / "page.png"
 FETCHED = re.compile(
     r'<(?:script|img|iframe)\b[^>]*src="(?:https?:)?//|<link\b[^>]*rel="stylesheet"[^>]*"https?://|class="mermaid'
 )
