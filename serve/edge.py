@@ -50,7 +50,9 @@ class Edge:
         if scope["path"].startswith(OWN_ROUTES):
             await self.app(scope, receive, send)
         else:
-            await self.app(scope, receive, Answer(scope, receive, send, request_id))
+            answer = Answer(scope, receive, send, request_id)
+            await self.app(scope, receive, answer)
+            await answer.end()
 
 
 def _harmless(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -65,21 +67,30 @@ class Answer:
         """Of one request."""
         self._scope, self._receive, self._send = scope, receive, send
         self._id = request_id
-        self._replaced = False
+        self._started = self._replaced = False
 
     async def __call__(self, message: Message) -> None:
         """Pass on, or replace."""
         if message["type"] == "http.response.start" and message["status"] in SERVES_OWN and not _is_ours(message):
-            self._replaced = True
-            response = error_response(_error(message["status"]))
-            response.headers["X-Request-ID"] = self._id
-            await response(self._scope, self._receive, self._send)
+            await self._replace(message["status"])
         elif not self._replaced:
+            self._started = True
             await self._send(message)
+
+    async def end(self) -> None:
+        """Answer, if Serve has not: so it does where the ingress replica dies."""
+        if not self._started and not self._replaced:
+            await self._replace(500)
+
+    async def _replace(self, status: int) -> None:
+        self._replaced = True
+        response = error_response(_error(status))
+        response.headers["X-Request-ID"] = self._id
+        await response(self._scope, self._receive, self._send)
 
 
 def _is_ours(message: Message) -> bool:
-    return any(name.lower() == MARK for name, _ in message["headers"])
+    return any(name.lower() == MARK for name, _ in message.get("headers", ()))
 
 
 def _error(status: int) -> ApiError:

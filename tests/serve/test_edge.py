@@ -16,10 +16,12 @@ OWN = {"X-Content-Type-Options": "nosniff"}
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Shows the headers that came; below /serve/ it answers as Serve does, below /own/ as our application."""
+    """Below /headers/ shows what came, /serve/ answers as Serve does, /own/ as our application, /gone/ not at all."""
     *_, kind, last = scope["path"].split("/")
     if kind == "headers":
         response = JSONResponse([[name.decode(), value.decode("latin-1")] for name, value in scope["headers"]])
+    elif kind == "gone":
+        return
     elif kind == "own":
         response = PlainTextResponse("ours", int(last), OWN)
     else:
@@ -75,6 +77,13 @@ def test_what_serve_refuses_by_itself_is_openais_error(url, status, told, code):
     assert (response.status_code, error["code"]) == (told, code) and set(error) == {"message", "type", "param", "code"}
     assert response.headers.get("retry-after", "none").isdigit() == (told == 503)
     assert response.headers.get_list("x-request-id") == ["abc-1"]
+
+
+def test_where_serve_does_not_answer_at_all_we_do(url):
+    """As it does when an ingress replica is killed."""
+    response = httpx.get(f"{url}/gone/", headers={"X-Request-ID": "abc-1"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+    assert response.headers["retry-after"] and response.headers["x-request-id"] == "abc-1"
 
 
 @pytest.mark.parametrize("status", [200, 404, 408, 500, 503])
