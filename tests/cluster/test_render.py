@@ -27,8 +27,6 @@ OVERS = {
     "on-prem, redis": [ON_PREM, REDIS],
     "redis, on-prem": [REDIS, ON_PREM],
 }
-GCP = ROOT / "platform/stetholm/presets/cluster-gcp.yaml"
-ON_PREM = ROOT / "platform/stetholm/presets/cluster-on-prem.yaml"
 
 
 def cluster_spec(manifest):
@@ -96,14 +94,14 @@ def test_ray_up_accepts_the_launcher_file_of_each_provider(over):
 
     text = render(read_cluster(ROOT / "cluster.yaml", over=over, environ={}), "ray")
     prepared = prepare_config(yaml.safe_load(text))
-    head, worker = starts(prepared)
-    # Where the provider makes the node types, the start line alone says that the head runs no task.
-    assert "--num-cpus=0 --num-gpus=0" in head and "--num-cpus" not in worker
-    assert ("RAY_REDIS_ADDRESS=" in head) == (REDIS in over)
     validate_config(prepared)
     assert prepared["head_node_type"] in prepared["available_node_types"]
     assert all("RAY_AUTH_MODE=token" in line for line in starts(prepared))
     assert any("stetholm-platform" in line for line in prepared["setup_commands"])
+    head, worker = starts(prepared)
+    # Where the provider makes the node types, the start line alone says that the head runs no task.
+    assert "--num-cpus=0 --num-gpus=0" in head and "--num-cpus" not in worker
+    assert ("RAY_REDIS_ADDRESS=" in head) == (REDIS in over)
 
 
 def starts(prepared):
@@ -274,6 +272,8 @@ def test_the_command_writes_the_file_to_stdout_and_notes_to_stderr(capsys, monke
     out, err = capsys.readouterr()
     assert yaml.safe_load(out)["kind"] == "RayService"
     assert "embedded" in err and "api_keys_file" in err
+
+
 @pytest.mark.parametrize("chosen", [["rayservice"], ["serve", "--set", "serve.host=0.0.0.0"]])
 def test_an_endpoint_that_others_reach_is_not_rendered_without_keys(capsys, monkeypatch, chosen):
     monkeypatch.chdir(ROOT)
@@ -282,8 +282,6 @@ def test_an_endpoint_that_others_reach_is_not_rendered_without_keys(capsys, monk
     assert not out and "could ask the endpoint" in err.splitlines()[-1]
     assert main(["render", "--kind", *chosen, "--set", "serve.api_keys_file=/etc/stetholm/keys"]) == 0
     assert main(["render", "--kind", "serve"]) == 0  # on 127.0.0.1
-
-
 
 
 def test_the_command_ends_with_2_and_one_line(capsys, tmp_path):
