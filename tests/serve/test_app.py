@@ -211,9 +211,12 @@ def test_logs_hold_ids_and_no_key_text_or_sound(limited):
             headers = {"Authorization": f"Bearer {key}", "X-Request-ID": "id-of-mine"}
             chat = {"model": "stetholm", "messages": [body], "surprise": words}
             httpx.post(f"{limited}/v1/chat/completions", json=chat, headers=headers, timeout=60)
+    odd = httpx.get(f"{limited}/v1/models", headers={"X-Request-ID": words, "X-Session-ID": words}, timeout=60)
+    [id] = odd.headers.get_list("x-request-id")
     folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
     logs = {path: path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()}
     assert any("access id=id-of-mine key=clinic method=POST" in text for text in logs.values())
+    assert odd.status_code == 401 and any(f"access id={id} key=- method=GET" in text for text in logs.values())
     sound = SOUND["input_audio"]["data"]  # type: ignore[index]
     for hidden in (KEY, secret, words, sound[100:140], QUESTION["text"]):
         assert [path for path, text in logs.items() if hidden in text] == []
