@@ -21,6 +21,7 @@ import urllib.request
 from typing import Any
 
 from ray import serve
+from ray.serve import Application
 
 from serve import rollout
 from serve.app import build
@@ -79,8 +80,8 @@ def is_up() -> bool:
 def deploy(settings: Settings, storage: Storage, block: bool = False) -> str:
     """Start or update the endpoint on the Ray that this process is connected to; return its base URL once it answers.
 
-    An update that fails leaves the old replicas serving. With ``block``, return only after Ctrl-C or SIGTERM, and take
-    the endpoint down.
+    An update that fails leaves the old replicas serving, and puts their settings back where those are known. With
+    ``block``, return only after Ctrl-C or SIGTERM, and take the endpoint down.
 
     Raises:
         UserError: no such checkpoint, a bad key file, a port in use, an address that others reach without a key, or the
@@ -98,18 +99,36 @@ def deploy(settings: Settings, storage: Storage, block: bool = False) -> str:
         rollout.tell_if_no_room(options)
     try:
         _start(options)
-        serve.run(application, name=APP_NAME, route_prefix="/")
-        wait_ready(url)
-    except RuntimeError as error:
+        _run(application, url)
+    except (RuntimeError, UserError) as error:
         if update:
-            raise UserError(f"the change did not come up, the old model answers: {_last_line(error)}") from error
+            back = _put_back(settings, storage)
+            raise UserError(f"the change did not come up, the old model answers{back}: {_last_line(error)}") from error
         shutdown()
         raise UserError(f"the endpoint did not come up: {_last_line(error)}") from error
+    rollout.keep(settings)
     if block:
         with rollout.remembered(options.port):
             _hold(url)
         shutdown()
     return url
+
+
+def _run(application: Application, url: str) -> None:
+    serve.run(application, name=APP_NAME, route_prefix="/")
+    wait_ready(url)
+
+
+def _put_back(settings: Settings, storage: Storage) -> str:
+    """Deploy again what came up last; how that went, as a part of a sentence."""
+    before = rollout.kept(settings)
+    if before is None:
+        return ", whose settings are not known here: deploy them again"
+    try:
+        _run(build(before, storage), base_url(settings.serve))
+    except (RuntimeError, UserError) as error:
+        return f", but its settings could not be put back ({_last_line(error)}): deploy them again"
+    return " with its settings"
 
 
 def _start(options: ServeSettings) -> None:
@@ -169,6 +188,7 @@ def main(settings: Settings, storage: Storage) -> dict[str, Any]:
     running = None if os.environ.get("RAY_ADDRESS") else rollout.address_of(options.port)
     if running:
         os.environ["RAY_ADDRESS"] = running
+        rollout.show_token()
     elif not os.environ.get("RAY_ADDRESS"):
         require_free_port(options.host, options.port)
     require_keys(options)
