@@ -23,7 +23,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from serve import rollout
+from serve import haproxy, rollout
 from serve.app import build
 from serve.service import now
 from serve.versions import versions_of
@@ -106,6 +106,7 @@ def deploy(settings: Settings, storage: Storage, block: bool = False) -> str:
             raise UserError(f"the change did not come up, the old model answers{back}: {_last_line(error)}") from error
         shutdown()
         raise UserError(f"the endpoint did not come up: {_last_line(error)}") from error
+    haproxy.tell_if_absent(options)
     rollout.keep(settings)
     if block:
         with rollout.remembered(options.port):
@@ -195,7 +196,7 @@ def main(settings: Settings, storage: Storage) -> dict[str, Any]:
     build(settings, storage)  # for what it refuses, before Ray starts
     models = versions_of(settings, storage)
     print("\n".join(model.gate for model in models), file=sys.stderr, flush=True)
-    with ray_session():
+    with haproxy.asked_for(options), ray_session():
         update = is_up()
         url = deploy(settings, storage, block=not update)
     if update:

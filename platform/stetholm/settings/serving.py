@@ -51,6 +51,8 @@ class ServeSettings(Section):
     """What generates: transformers, vllm, or auto (docs/engines.md). Its limits: ``engine.*``."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    haproxy: bool = False
+    """HAProxy in the place of Serve's Python proxy (docs/serving.md, HAProxy). Ray takes it up when it starts."""
     min_replicas: int = Field(1, ge=0)
     """0 lets a model sleep when nobody asks; the next request waits for a replica."""
     max_replicas: int = Field(2, ge=1)
