@@ -242,7 +242,7 @@ def test_a_folder_of_this_machine_is_held_to_its_gate(storage, base, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         require_signed_off(f"{tmp_path}/good", storage, "if-there")
     (tmp_path / "good" / "gate.json").write_text("null")
-    with pytest.raises(UserError, match="not a gate.json"):
+    with pytest.raises(UserError, match="is not a gate"):
         require_signed_off(f"{tmp_path}/good", storage, "if-there")
     (tmp_path / "good" / "gate.json").unlink()
     assert "nobody has signed it off" in require_signed_off(f"{tmp_path}/good", storage, "if-there")
