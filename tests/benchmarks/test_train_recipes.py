@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.published_model import PublishedModel
+from benchmarks.train import bare
+from benchmarks.train.bare import train_bare
+from benchmarks.train.ours import train_ours
 from benchmarks.train.recipes import PublishedMdpo, PublishedSft
 from benchmarks.train.samples import MemoryStream, training_pairs
 from stetholm.model.fresh import build_model
 from stetholm.model.lora import add_lora, set_trainable
 from stetholm.settings import ModelSettings
+from stetholm.training import worker
 from stetholm.training.collate import Collate, Prepare, answers_of
 from stetholm.training.losses import mdpo_loss, mean_logps, response_lengths
 from stetholm.training.response_head import install_response_head
 from stetholm.training.trainers import reference_logps, score
 from tests.model.tiny import settle
 from tests.serving.tiny import save_tiny_llama
+from tests.training.together import trains_alone
 
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
 
@@ -53,6 +59,52 @@ def test_sft_has_our_loss_of_each_sample(settings: ModelSettings) -> None:
     torch.testing.assert_close(model(**batch).loss, (theirs * counts).sum() / counts.sum(), **CLOSE)
     other = [row | {"features": bytes(len(row["features"]))} for row in rows]
     assert not torch.allclose(torch.stack(recipe.losses(other)), theirs, **CLOSE)  # the recordings matter
+
+
+def test_the_bare_loop_has_our_losses(settings: ModelSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step, so that gradients and optimizer are alike too."""
+    losses: dict[str, list[float]] = {"ours": [], "bare": []}
+    make_model, make_trainer, trainers = worker.stage_model, worker.trainer_for, []
+
+    def model_without_dropout(*args: Any) -> Any:
+        made = make_model(*args)
+        for module in made[0].modules():  # each side draws in its own way
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        made[0].register_forward_hook(
+            lambda module, inputs, outputs: losses["bare"].append(outputs.loss.item()) if not trainers else None
+        )
+        return made
+
+    def watched_trainer(*args: Any) -> Any:
+        trainers.append(make_trainer(*args))
+        return trainers[-1]
+
+    monkeypatch.setattr(worker, "stage_model", model_without_dropout)
+    monkeypatch.setattr(worker, "trainer_for", watched_trainer)
+    monkeypatch.setattr(bare, "training_pairs", lambda: training_pairs(16))
+    model = {"language_model": settings.language_model, "lora": {"dropout": 0.0}}
+    train = {"model": model, "batch_size": 4, "precision": "fp32", "warmup_fraction": 0.0, "max_tokens": 1024}
+    with trains_alone():
+        train_bare(Steps(3, lambda: None), **train)
+        train_ours(Steps(3, lambda: losses["ours"].append(float(trainers[0].loss))), stage="sft", samples=16, **train)
+    assert len(losses["ours"]) == 3 and losses["ours"][2] != losses["ours"][0]
+    assert losses["bare"] == pytest.approx(losses["ours"], rel=1e-4)
+
+
+class Steps:
+    """A pace that wants so many steps, and says when each is done."""
+
+    def __init__(self, count: int, done: Callable[[], None]) -> None:
+        self.count, self.done = count, done
+
+    def ready(self) -> bool:
+        return True
+
+    def step(self, *numbers: float) -> bool:
+        self.done()
+        self.count -= 1
+        return self.count > 0
 
 
 def test_mdpo_has_our_loss(settings: ModelSettings) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.serving.tiny import save_tiny_llama
+from tests.training.together import trains_alone
 
 
 @pytest.fixture(scope="package")
@@ -20,13 +20,5 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """This process trains alone; afterwards nothing of it is left for other tests."""
-    import deepspeed
-
-    from stetholm.training.ranks import join_group
-
-    before = dict(os.environ)
-    join_group(use_gpu=False)
-    yield
-    deepspeed.comm.destroy_process_group()
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
+    with trains_alone():
+        yield

