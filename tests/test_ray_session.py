@@ -34,6 +34,10 @@ assert not ray.is_initialized() and cpus >= 4
 os.environ["RAY_ADDRESS"] = os.environ["THEIRS"]
 with ray_session():
     assert ray.get_runtime_context().get_node_id() == os.environ["NODE"] != own
+    # Detached, so they must not lie where a training worker asks for them first: that node would never leave.
+    assert {"datasets_stats_actor", "AutoscalingCoordinator"} <= {
+        actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)
+    }
 assert not ray.is_initialized()
 print("fine")
 """

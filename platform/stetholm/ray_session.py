@@ -41,6 +41,7 @@ def ray_session(num_cpus: float | None = None) -> Iterator[None]:
         address = {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}
         with sigterm_kept():
             ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
+        _keep_data_actors_here()
     elif began:
         with sigterm_kept():
             _start_local(num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS))
@@ -92,6 +93,21 @@ def _start_local(num_cpus: float) -> None:
         # Without a dashboard, Ray Train's cleaner warns every second that it cannot ask one.
         logging_config=ray.LoggingConfig(log_level="ERROR"),
     )
+
+
+def _keep_data_actors_here() -> None:
+    """Have Ray Data's two actors of the whole cluster on the driver's node, which is the head under ``ray job submit``.
+
+    They are detached, and stay on the node of whoever asks for them first. A training worker would: its node would
+    never be idle again, and so never leave.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_stats_actor()
+    get_or_create_autoscaling_coordinator()
 
 
 def quiet_data() -> None:

@@ -5,7 +5,6 @@ make test-long PYTEST="tests/cluster/test_autoscaling.py -s" prints the timeline
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from stetholm.settings import load_settings
 from stetholm.storage import Storage
 from tests.cluster.asking import asking
 from tests.cluster.autoscaled import FASTER, HEAD_TYPE, LOGICAL, Timeline, autoscaled_head, autoscaling_config, timeline
+from tests.cluster.figures import tell
 from tests.cluster.ray_on_hosts import until
 from tests.conftest import ROOT
 from tests.evaluation.corpus import rows
@@ -34,6 +34,8 @@ from tests.serving.tiny import save_tiny, save_tiny_llama
 CLUSTER = read_cluster(ROOT / "cluster.yaml", environ={}).cluster
 DELAYS = ("serve.upscale_delay_s=2", "serve.downscale_delay_s=10")
 """Serve's own: 30 s before a replica more, 600 s before one less."""
+WAITS_S = 3.0
+WAITS_ARE = "the waits alone before a node is asked for, 2 s of Serve's and 1 s of the autoscaler's (less is better)"
 CLIENTS = 12
 
 
@@ -115,7 +117,7 @@ def test_nodes_come_with_load_and_leave_when_idle(
         found = load(head, line, f"http://127.0.0.1:{port}", monkeypatch)
         language_model = save_tiny_llama(tmp_path / "llama")
         found |= training(head, line, lambda: train(head, storage, language_model), monkeypatch)
-    print("FIGURES", json.dumps(found))
+    tell("cluster/autoscaling", found["server_added_s"], WAITS_S, "s", WAITS_ARE, found)
     most = {name: CLUSTER.most(name) for name in CLUSTER.workers}
     assert all(count <= most.get(role, 1) for role, count in highest(line).items())
     assert highest(line)["server"] == 2 and highest(line)["trainer"] == 2
