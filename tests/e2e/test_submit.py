@@ -27,8 +27,8 @@ from tests.evaluation.corpus import rows
 from tests.serving.tiny import save_tiny_llama
 
 RUN = "submitted"
+EPOCHS = 10
 UPLOADED_MIB = 2
-WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "70"}
 WHERE = """
 import json, ray, stetholm
 ray.init()
@@ -60,17 +60,17 @@ class Job:
 
     def ended(self, seconds: float = 400) -> Any:
         """What Ray says of it when it has ended."""
-        until(lambda: self.client.get_job_status(self.name).is_terminal(), seconds)
+        until(lambda: self.client.get_job_status(self.name).is_terminal(), seconds, lambda: self.lines()[-5:])
         return self.client.get_job_info(self.name)
 
     def lines(self) -> list[str]:
         return str(self.client.get_job_logs(self.name)).splitlines()
 
 
-def until(found: Callable[[], Any], seconds: float = 400) -> Any:
+def until(found: Callable[[], Any], seconds: float = 400, told: Callable[[], Any] = str) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := found()):
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, told()
         time.sleep(0.1)
     return value
 
@@ -83,11 +83,11 @@ def train(head: Head, storage: Storage, tmp_path_factory: pytest.TempPathFactory
     settings = [
         *(f"run.name={RUN}", f"corpus.uri={corpus}", "pipeline.jobs=[sft]"),
         f"model.language_model={save_tiny_llama(tmp_path_factory.mktemp('tiny-llama'))}",
-        *("train.workers=1", "train.tokens_per_batch=512", "train.epochs=30", "train.checkpoint_every=4"),
+        *("train.workers=1", "train.tokens_per_batch=512", f"train.epochs={EPOCHS}", "train.checkpoint_every=4"),
         *("train.log_every=1", "train.precision=fp32", "train.trackers=[]"),
     ]
     load_settings(None, settings, {})
-    return lambda: Job(head, command("jobs/pipeline.py", settings), WAIT)
+    return lambda: Job(head, command("jobs/pipeline.py", settings), {})
 
 
 def sft_process(head: Head) -> psutil.Process:
@@ -128,7 +128,7 @@ def test_a_run_is_refused_stopped_killed_and_ends_as_if_nothing_had_been(
     result = json.loads(last.lines()[-1].removeprefix("RESULT "))["stages"]["sft"]
     steps = [record["step"] for record in from_lines(storage.read_text(f"{result['output']}/{FILE}"))]
     assert steps == list(range(1, result["steps"] + 1))
-    assert result["samples"] == 30 * len(rows(range(24)))
+    assert result["samples"] == EPOCHS * len(rows(range(24)))
 
     status = subprocess.run(
         [str(Path(sys.executable).with_name("ray")), "job", "status", first.name],
