@@ -148,6 +148,17 @@ def test_a_line_through_points_of_a_line_is_that_line(fixed, rate, works_done):
     assert found.fixed == pytest.approx(fixed, rel=1e-2, abs=1e-2 * max(works_done) / rate)
 
 
+def test_the_model_is_right_within_a_tenth_of_the_runs_that_are_kept():
+    """The three runs of docs/planning.md."""
+    files = sorted((ROOT / "tests" / "cluster" / "plan_runs").glob("*.out"))
+    points = read_points(files)
+    assert len(files) == 3
+    for index, point in enumerate(points):
+        predicted = fit([*points[:index], *points[index + 1 :]]).seconds(point.work)
+        assert abs(predicted / point.seconds - 1) < 0.1, point
+    assert report(points) in (ROOT / "docs" / "planning.md").read_text()
+
+
 def test_each_point_is_predicted_from_the_others(tmp_path):
     files = []
     for samples, seconds in ((100, 60.0), (200, 70.0), (400, 99.0)):

@@ -22,7 +22,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LAUNCHED = r"ray (?:up|down|dashboard|get-auth-token)|serve (?:deploy|status)|kubectl|helm|docker"
 ELSEWHERE = re.compile(rf"^\s*(?:\.venv/bin/)?({LAUNCHED})\b", re.MULTILINE)
-MARK = re.compile(r"\A# needs (a cloud|Kubernetes|Docker|machines)\b")
+MARK = re.compile(r"\A# needs (a cloud|Kubernetes|Docker|machines|your data|a run)\b")
 
 
 def name(page):
