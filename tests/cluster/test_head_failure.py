@@ -1,19 +1,20 @@
 """The head dies and comes back; the endpoint on other hosts answers all the time. Minutes, root, and Redis.
 
-make test-long PYTEST="tests/cluster/test_head_failure.py -s" prints the figures that docs/head-failure.md keeps.
+KEEP_FIGURES=1 make test-long PYTEST=tests/cluster/test_head_failure.py: the figures of docs/head-failure.md.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.cluster.asking import Clients, asking, longest_gap
+from tests.cluster.figures import answered, tell
 from tests.cluster.hosts import needs_hosts
 from tests.cluster.ray_on_hosts import Cluster, cluster, until
 from tests.conftest import ROOT
@@ -77,10 +78,10 @@ def test_the_head_is_killed_and_begun_again(endpoint: Cluster, capsys: pytest.Ca
         time.sleep(10.0)
     with capsys.disabled():
         times = {"away_s": begun - killed, "nodes_known_s": known - begun, "endpoint_known_s": running - begun}
-        print(
-            "\nFIGURES",
-            json.dumps({**{name: round(each, 1) for name, each in times.items()}, **asked(clients, killed)}),
-        )
+        found = {**{name: round(each, 1) for name, each in times.items()}, **asked(clients, killed)}
+        share = answered(found["requests"], found["failed"])
+        shown = {"fault": "the head killed and begun again", **found}
+        tell("cluster/head", share, 1.0, "share of requests", "every request is answered", shown)
     assert pids(endpoint) == replicas  # nobody had to begin again
     assert len([each for each in clients.asked if each.outcome == "200" and killed < each.ended < begun]) > 10
     assert not clients.failed()
@@ -113,7 +114,7 @@ def pids(made: Cluster) -> set[int]:
     return {each.pid for name in NODES for each in made.hosts[name].processes("ServeReplica:stetholm")}
 
 
-def asked(clients: Clients, since: float) -> dict[str, object]:
+def asked(clients: Clients, since: float) -> dict[str, Any]:
     """What became of the requests that ended after a time."""
     after = clients.since(since)
     return {

@@ -1,6 +1,6 @@
 """Several hosts, one of which is cut off: training recovers, the endpoint goes on answering. Minutes, and root.
 
-make test-long PYTEST="tests/cluster/test_hosts.py -s" prints the figures that docs/cluster-hosts.md keeps.
+KEEP_FIGURES=1 make test-long PYTEST=tests/cluster/test_hosts.py: the figures that docs/cluster-hosts.md keeps.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from stetholm.training.checkpoints import Checkpoints
 from stetholm.training.history import FILE, from_lines
 from stetholm.training.lineage import STATE_FOLDER
 from tests.cluster.asking import Clients, asking, longest_gap
+from tests.cluster.figures import answered, tell
 from tests.cluster.hosts import Host, needs_hosts
 from tests.cluster.ray_on_hosts import Cluster, cluster, until, words
 from tests.conftest import ROOT
@@ -104,7 +106,9 @@ def test_a_host_is_cut_off_in_the_midst_of_training(
     assert status == "SUCCEEDED", ray_hosts.job_logs("train")
     found = figures(ray_hosts, victim, clients, cut, ended)
     with capsys.disabled():
-        print("\nFIGURES", json.dumps({"replicas": replicas, "cut": victim.name, **found}))
+        share = answered(found["requests"], found["failed"])
+        shown = {"fault": "a host cut off", "replicas": replicas, "cut": victim.name, **found}
+        tell("cluster/hosts", share, 1.0, "share of requests", "every request is answered", shown)
     assert ray_hosts.nodes()[victim.address]["state"] == "DEAD"
     assert trained_once(ray_hosts)
     assert all(each.outcome == "200" for each in clients.since(ended))
@@ -141,7 +145,7 @@ def result_of(made: Cluster) -> dict[str, object]:
     return result
 
 
-def figures(made: Cluster, victim: Host, clients: Clients, cut: float, ended: float) -> dict[str, object]:
+def figures(made: Cluster, victim: Host, clients: Clients, cut: float, ended: float) -> dict[str, Any]:
     """Seconds from the cut: until Ray gives the host up, until the first step of the new workers; and the requests."""
     records = from_lines(made.storage.read_text(f"{result_of(made)['output']}/{FILE}"))
     noticed = made.nodes()[victim.address]["end_time_ms"] / 1000
