@@ -16,6 +16,12 @@ SICK = recording()
 WELL = recording(
     filename="b.wav", labels={STATUS: "normal", FINDING: "no added sounds", DIAGNOSIS: "no lung disease"}
 )  # fmt: skip
+HEART = recording(
+    filename="h.wav", kind="heart", site="mitral area",
+    labels={STATUS: "normal", FINDING: "clear S1 and S2 with silent intervals", DIAGNOSIS: "normal heart sounds"},
+)  # fmt: skip
+GRADED = recording(filename="g.wav", kind="heart", site=None,
+                   labels={STATUS: "abnormal", FINDING: "a systolic murmur", "severity": "grade 2/6"})  # fmt: skip
 ASTHMA = recording(filename="c.wav", labels={STATUS: "abnormal", FINDING: "wheezes", DIAGNOSIS: "asthma"})
 QUESTION = {
     "Classification": "Is this lung sound normal or abnormal?",
@@ -50,6 +56,13 @@ def check(task, response, *recordings, question=None):
         ("Comparison", "Audio 1 has fine crackles, while audio 2 is normal.", (SICK, WELL)),
         ("Comparison", "Audio 1 shows pulmonary fibrosis, whereas audio 2 shows asthma.", (SICK, ASTHMA)),
         ("Comparison", "There is no major difference: both recordings show fine crackles.", (SICK, SICK)),
+        ("Comparison", "Recordings 1 and 2 are abnormal: audio 1 has fine crackles, audio 2 wheezes.", (SICK, ASTHMA)),
+        ("Differential Diagnosis", "1. Pulmonary fibrosis is most likely. 2. Pneumonia is less likely.", (SICK,)),
+        ("Differential Diagnosis", "Pulmonary fibrosis is most likely; pneumonia, tuberculosis or COVID-19 cannot be "
+                                   "excluded.", (SICK,)),
+        ("Location", "At the posterior left chest, over the left lower lobe, there are fine crackles.", (SICK,)),
+        ("Location", "At the posterior left chest, and not over the right lung, there are fine crackles.", (SICK,)),
+        ("Report", "The sound is abnormal, with a grade 2/6 systolic murmur after S1.", (GRADED,)),
     ],
 )  # fmt: skip
 def test_good_answers_are_kept(task, response, recordings):
@@ -80,6 +93,30 @@ def test_good_answers_are_kept(task, response, recordings):
         ("Comparison", "Audio 2 is normal.", (SICK, WELL), "task", "what audio 1 shows"),
         ("Comparison", "Audio 1 is normal, while audio 2 has fine crackles.", (SICK, WELL), "labels", "of audio 1"),
         ("Report", "Audio 2 has fine crackles and is abnormal.", (SICK,), "task", "another recording"),
+        ("Report", "Normal: S1 and S2 are clear. Mitral stenosis may also be present.", (HEART,), "labels",
+         "claims mitral stenosis"),
+        ("Report", "The sound is normal, and a murmur cannot be ruled out.", (HEART,), "labels", "claims murmur"),
+        ("Differential Diagnosis", "Normal heart sounds are most likely. A murmur cannot be excluded, and aortic "
+                                   "stenosis is unlikely.", (HEART,), "labels", "claims murmur"),
+        ("Report", "Abnormal, with fine crackles. Coarse crackles may also be present.", (SICK,), "labels",
+         "claims coarse crackle"),
+        ("Reasoning", "Pulmonary fibrosis, because of fine crackles; tuberculosis cannot be excluded.", (SICK,),
+         "labels", "claims tuberculosis"),
+        ("Location", "At the posterior left chest, over the right lower lobe: fine crackles.", (SICK,), "labels",
+         "another place, right side"),
+        ("Report", "Abnormal, with fine crackles in the right lung.", (SICK,), "labels", "another place, right side"),
+        ("Report", "Abnormal, with fine crackles, perhaps in the middle lobe.", (SICK,), "labels", "right side"),
+        ("Report", "Abnormal, with fine crackles at both lung bases.", (SICK,), "labels", "another place, both sides"),
+        ("Report", "Normal heart sounds at 130 bpm in a 67-year-old man who smokes.", (HEART,), "labels", "facts say"),
+        ("Report", "Normal heart sounds at 130 beats.", (HEART,), "labels", "tells '130'"),
+        ("Report", "Normal heart sounds in a man.", (HEART,), "labels", "tells 'man'"),
+        ("Report", "Normal heart sounds of an elderly patient.", (HEART,), "labels", "tells 'elderly'"),
+        ("Report", "Abnormal, with a grade 4/6 systolic murmur.", (GRADED,), "labels", "tells '4/6'"),
+        ("Report", "Abnormal, with a grade IV systolic murmur.", (GRADED,), "labels", "tells 'grade iv'"),
+        ("Report", "Abnormal, with a systolic murmur radiating to the carotids.", (GRADED,), "labels", "radiating"),
+        ("Report", "Abnormal, with a systolic murmur and a pericardial knock.", (GRADED,), "labels", "pericardial kn"),
+        ("Report", "Abnormal, with a systolic murmur in atrial fibrillation.", (GRADED,), "labels", "atrial fibril"),
+        ("Report", "Abnormal, with fine crackles and a pneumothorax.", (SICK,), "labels", "pneumothorax"),
         ("Report", "According to the labels, fine crackles are abnormal.", (SICK,), "text", "labels"),
         ("Report", "<the answer>", (SICK,), "text", "<"),
         ("Report", "x" * 2000, (SICK,), "text", "2000 characters"),
@@ -102,6 +139,7 @@ def test_bad_answers_are_told_apart_and_explained(task, response, recordings, ru
         ("Classification", "Classify this lung sound, please.", "task"),
         ("Location", "What is heard at this place?", "task"),
         ("Comparison", "What is the difference?", "task"),
+        ("Identification", "What is heard in this 67-year-old patient?", "labels"),
         ("Comparison", "Which of the two recordings is normal or abnormal?", None),
     ],
 )

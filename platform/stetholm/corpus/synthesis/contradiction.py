@@ -41,16 +41,18 @@ def _status(group: Sequence[Assertion], expected: Expected) -> str | None:
 
 
 def _unsupported(group: Sequence[Assertion], expected: Expected, open_diagnosis: bool) -> str | None:
+    """What is beyond the labels, be it only possible ("cannot be excluded"); a differential may weigh diseases."""
     known = ontology()
     causes_only = open_diagnosis and not expected.diagnoses and expected.status != "normal"
     for one in group:
         kind = known.kind(one.concept)
         if kind == "diagnosis" and causes_only:
             continue
-        claimed = one.state == "asserted" or (one.state == "possible" and (kind == "finding" or not open_diagnosis))
+        weighed = open_diagnosis and kind == "diagnosis" and one.state in ("possible", "alternative")
+        claimed = one.state != "negated" and not weighed
         if kind in ("finding", "diagnosis") and claimed and one.concept not in expected.supported:
             return f"it claims {one.concept}, of which the facts say nothing"
-        if kind == "site" and one.state == "asserted" and expected.sites and one.concept not in expected.sites:
+        if kind == "site" and claimed and expected.sites and one.concept not in known.closure(expected.sites):
             return f"it names another place, {one.concept}"
     return None
 

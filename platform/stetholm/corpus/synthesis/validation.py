@@ -2,7 +2,7 @@
 
 The rules, in order: ``form`` (the JSON object that was asked for), ``text`` (within bounds, about the sound), ``leak``
 (the question gives nothing away), ``task`` (question and answer fit their task), ``labels`` (the answer contradicts no
-label and claims nothing beyond them).
+label and claims nothing beyond them, neither findings nor a patient's age, sex or rates).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from stetholm.corpus.recording import DIAGNOSIS, FINDING
 from stetholm.corpus.synthesis.contradiction import contradiction
 from stetholm.corpus.synthesis.expected import Expected, of_recording, plain
 from stetholm.corpus.synthesis.fit import misfit
+from stetholm.corpus.synthesis.invention import invention
 from stetholm.corpus.synthesis.plan import COMPARISON, Planned
+from stetholm.corpus.synthesis.prompts import facts
 
 Rule = Literal["form", "text", "leak", "task", "labels"]
 INSTRUCTION_CHARS = (10, 400)
@@ -58,6 +60,8 @@ def validate(planned: Planned, answer: str) -> Draft | Fault:
         return Fault("text", reason)
     if reason := _leak(planned, parsed.instruction):
         return Fault("leak", reason)
+    if reason := _invents(planned, parsed):
+        return Fault("labels", reason)
     group = assertions(plain(parsed.response))
     if reason := _contradicts(planned, group):
         return Fault("labels", reason)
@@ -113,6 +117,15 @@ def _leak(planned: Planned, instruction: str) -> str | None:
             value = recording.labels.get(name)
             if value and not known.mentions(value) and normalise(value) in normalise(instruction):
                 return f"the question gives {value!r} away"
+    return None
+
+
+def _invents(planned: Planned, draft: Draft) -> str | None:
+    """What of the patient or in numbers the texts add."""
+    known = facts(planned)
+    for name, text in (("question", draft.instruction), ("answer", draft.response)):
+        if found := invention(text, known):
+            return f"the {name} tells {found!r}, of which the facts say nothing"
     return None
 
 
