@@ -75,7 +75,11 @@ class _Fault(Exception):
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer, and what it cost; token counts are 0 where the endpoint tells none."""
+    """An answer, and what it cost.
+
+    Token counts are 0 where the endpoint tells none: who reckons with them must estimate them by the texts, as
+    :func:`stetholm.corpus.synthesis.cost.used_tokens` does.
+    """
 
     text: str
     finish_reason: str
@@ -100,7 +104,7 @@ class Completions:
             raise EndpointError(f"{setting}: an endpoint needs base_url (e.g. https://host/v1) and model")
         self.settings, self.setting = settings, setting
         self.requests = self.prompt_tokens = self.completion_tokens = 0
-        """Sums over what was asked, for an account of the costs."""
+        """Sums over what was asked, as far as the endpoint tells them."""
         self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
         key = os.environ.get(settings.key_variable, "").strip()
         headers = {"Authorization": f"Bearer {key}"} if key else {}

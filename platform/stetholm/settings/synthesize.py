@@ -38,7 +38,10 @@ class SynthesizeSettings(EndpointSettings):
     price_out: float = Field(0.0, ge=0.0)
     """For a million tokens of answers."""
     max_cost: float | None = Field(None, gt=0)
-    """The job does not begin if it may cost more, and stops before it has cost more."""
+    """The job does not begin if it may cost more, and stops when it has cost so much.
+
+    Tokens count as the endpoint tells them, or by the length of the texts where it tells none.
+    """
     batch_size: int = Field(16, ge=1)
     """Answers that one local model makes together."""
 

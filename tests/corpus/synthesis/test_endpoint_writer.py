@@ -1,6 +1,8 @@
 """The writer behind an endpoint, against a real HTTP server that behaves well and badly."""
 
 import asyncio
+import json
+import math
 import threading
 
 import pytest
@@ -48,6 +50,20 @@ def test_a_good_endpoint_is_asked_once_a_pair_with_the_settings():
     body = server.seen[0]["body"]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0.3, 77)
     assert 1 <= server.most_at_once <= 3
+
+
+def test_an_endpoint_that_tells_no_usage_reaches_max_cost_all_the_same():
+    def silent(body, number):
+        told = json.loads(good(body, number).data)
+        return Reply(200, json.dumps({**told, "usage": None}).encode(), {"Content-Type": "application/json"})
+
+    made, _ = run(silent, price_in=1.0, price_out=1.0)
+    (first, *_) = [case for case in made.cases if case.draft]
+    assert first.answers[0].tokens_in > 100 and first.answers[0].tokens_out == math.ceil(
+        len(first.answers[0].text) / 3.5
+    )
+    with pytest.raises(UserError, match=r"synthesize.max_cost = 0.001 is spent"):
+        run(silent, price_in=1.0, price_out=1.0, max_cost=0.001)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stetholm.completions import Completion
 from stetholm.errors import UserError
 from stetholm.settings import SynthesizeSettings
 
@@ -18,6 +19,15 @@ MESSAGE_TOKENS = 8
 def estimate_tokens(messages: Iterable[Mapping[str, str]]) -> int:
     """Tokens of a prompt, by its length."""
     return sum(MESSAGE_TOKENS + math.ceil(len(message["content"]) / CHARS_PER_TOKEN) for message in messages)
+
+
+def used_tokens(messages: Iterable[Mapping[str, str]], said: Completion) -> tuple[int, int]:
+    """Tokens of a prompt and of its answer: as the endpoint tells them, by length where it tells none.
+
+    An endpoint without ``usage`` would otherwise never reach ``max_cost``.
+    """
+    told = said.prompt_tokens, said.completion_tokens
+    return told[0] or estimate_tokens(messages), told[1] or math.ceil(len(said.text) / CHARS_PER_TOKEN)
 
 
 @dataclass(frozen=True)

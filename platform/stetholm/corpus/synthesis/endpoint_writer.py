@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stetholm.completions import Completions, EndpointError, NotAnswered, for_all
-from stetholm.corpus.synthesis.cost import estimate_tokens
+from stetholm.corpus.synthesis.cost import estimate_tokens, used_tokens
 from stetholm.corpus.synthesis.store import Answer
 from stetholm.corpus.synthesis.writers import Ask, Keep
 from stetholm.settings import SynthesizeSettings
@@ -71,7 +71,7 @@ class EndpointWriter:
                     raise
                 await keeper(Answer(ask.key, "", refused=str(reason)))  # it would be refused, and perhaps paid, again
             else:
-                await keeper(Answer(ask.key, said.text, said.prompt_tokens, said.completion_tokens))
+                await keeper(Answer(ask.key, said.text, *used_tokens(ask.messages, said)))
 
         def on_done(place: int, result: NotAnswered | None) -> None:
             if result is not None:
