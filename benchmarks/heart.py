@@ -54,9 +54,7 @@ def diagnosis() -> Iterator[Result]:
             "seed": SEED,
             "settings": [*ALIGN, *SFT],
             "conditions": named["conditions"],
-            "normal_or_abnormal": {
-                name: one["accuracy"] for name, one in report["binary"].items() if "accuracy" in one
-            },
+            "normal_or_abnormal": {name: report["binary"][name] for name in named["conditions"]},
             "bertscore_f1": report["overall"]["audio"].get("bertscore_f1"),
             "probes": by_probe,
         },
