@@ -1,6 +1,7 @@
 """What a reader gets of an answer in the making: everything, in order, in as many pieces as its pace allows."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stetholm.serving.engine import Delta, EngineBusy, Request, Sampling, collect
-from stetholm.serving.waiting import Waiting
+from stetholm.serving.waiting import PACE_MOST_S, PACE_S, Online, Waiting
 
 LONG_S = 60.0
 """A gap that no test waits for."""
@@ -85,3 +86,27 @@ def test_pieces_put_together_are_the_answers(words, gap, steps, random):
     pieces = asyncio.run(read(mixed, gap, n=len(words), steps=steps))
     assert collect(pieces, len(words)) == collect(mixed, len(words))
     assert len(pieces) <= len(mixed)
+
+
+class Crowd(Online):
+    """An engine that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self._open, self._change, self._closed, self.max_waiting = [], threading.Condition(), False, 10_000
+
+    def _submit(self, waiting: Waiting) -> None:
+        self._open.append(waiting)
+
+
+async def test_the_gap_grows_with_those_who_read_and_has_a_limit():
+    crowd = Crowd()
+    crowd._open = [Waiting(Request("?")) for _ in range(1000)]
+    assert crowd._gap() == 0.0  # all of them wait for a first word
+    for waiting in crowd._open[:3]:
+        waiting.send(answer(["a", "b"])[0])
+    assert crowd._gap() == 2 * PACE_S
+    for waiting in crowd._open:
+        waiting.send(answer(["a", "b"])[0])
+    assert crowd._gap() == PACE_MOST_S == 0.2
+    crowd._open[0].cancel()
+    assert crowd.waiting == 999

@@ -19,6 +19,8 @@ PACE_S = 0.04 / (os.cpu_count() or 1)
 """Pieces of one answer come at least so long apart for each other request that is being answered. A piece takes some
 2 ms of processor time on its way through Ray Serve to its client, whether it holds one token or five: so, with many
 readers, all of it together stays near a twentieth of the machine."""
+PACE_MOST_S = 0.2
+"""However many there are: beyond that text no longer seems to flow."""
 
 
 class Waiting:
@@ -40,12 +42,15 @@ class Waiting:
         self._gap = gap
         self.rows: list[Row] = []
         self.cancelled = False
+        self.answered = False
+        """Whether a piece of its answer has come."""
         self.on_cancel = on_cancel
         self._events: asyncio.Queue[Event] = asyncio.Queue()  # bounded by the request's token budget
         self._loop = asyncio.get_running_loop()
 
     def send(self, event: Event) -> None:
         """Called in the generating thread."""
+        self.answered = True
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:  # the reader's loop is closed: nobody listens
@@ -107,7 +112,7 @@ class Online(ABC):
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Deltas of one request; close the iterator to cancel."""
-        waiting = Waiting(request, gap=lambda: PACE_S * (self.waiting - 1))
+        waiting = Waiting(request, gap=self._gap)
         self._submit(waiting)
         async with aclosing(waiting.deltas()) as deltas:
             async for delta in deltas:
@@ -118,6 +123,12 @@ class Online(ABC):
         """Online requests that wait or run and still have a reader."""
         with self._change:
             return sum(not waiting.cancelled for waiting in self._open)
+
+    def _gap(self) -> float:
+        """Between two pieces of an answer, in s. Requests that still wait for their first need no processor."""
+        with self._change:
+            reading = sum(waiting.answered and not waiting.cancelled for waiting in self._open)
+        return min(PACE_MOST_S, PACE_S * max(0, reading - 1))
 
     def _admit(self) -> None:
         """Refuse one more request where there is no room.
