@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Literal
 
@@ -59,11 +59,13 @@ class Canary:
 
 
 class CanaryBackend:
-    """The canary for one request, and the default model if the canary cannot be had before its first word."""
+    """The canary for one request, and the default model if the canary fails in whatever way before its first word."""
 
-    def __init__(self, canary: ReplicaBackend, default: ReplicaBackend) -> None:
-        """Both made for this request."""
-        self._turn, self._default = canary, default
+    def __init__(
+        self, canary: ReplicaBackend, default: ReplicaBackend, failed: Callable[[Exception], None] = lambda _: None
+    ) -> None:
+        """Both made for this request. ``failed`` is told how the canary did."""
+        self._turn, self._default, self._failed = canary, default, failed
         canary.patience_s = PATIENCE_S
 
     @property
@@ -76,8 +78,8 @@ class CanaryBackend:
         try:
             async with aclosing(self._turn.stream(request)) as deltas:
                 return collect([delta async for delta in deltas], request.sampling.n)
-        except ApiError:
-            self._turn = self._default
+        except Exception as error:
+            self._give_up(error)
         return await self._turn.complete(request)
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
@@ -89,13 +91,18 @@ class CanaryBackend:
                     started = True
                     yield delta
             return
-        except ApiError:
+        except Exception as error:
             if started:
                 raise
-        self._turn = self._default
+            self._give_up(error)
         async with aclosing(self._turn.stream(request)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed(error)
+        logger.warning("the canary has failed (%s): the default model answers", type(error).__name__)
+        self._turn = self._default
 
     async def explain(self, request: Request, answer: str, seconds: Sequence[float]) -> list[Evidence]:
         """See :class:`serve.backend.Backend`."""

@@ -43,6 +43,11 @@ class HttpMetrics:
             "Answers, by the model that gave them and the name it was asked under.",
             tag_keys=("model", "asked"),  # type: ignore[arg-type]
         )
+        self.failures = metrics.Counter(
+            "stetholm_failed_answers",
+            "Answers that a model was asked for and did not give, for no fault of the client, by the error's code.",
+            tag_keys=("model", "asked", "code"),  # type: ignore[arg-type]
+        )
         self.audio = metrics.Counter("stetholm_audio_seconds", "Seconds of sound that were decoded.")
 
     def answered(self, route: str, status: int, seconds: float) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from serve.backend import Backend, ReplicaBackend
 from serve.canary import Canary, CanaryBackend
-from serve.errors import ApiError, overloaded
+from serve.errors import ApiError, of_exception, overloaded
 from serve.metrics import HttpMetrics, arrived
 from stetholm.audio.decode import AudioError
 from stetholm.serving.engine import Completion, Delta, Request, Sampling
@@ -91,8 +91,13 @@ class Service:
         found = self._known(name)
         mine = found.for_request(name)
         if self._canary and name == ALIAS and isinstance(mine.backend, ReplicaBackend) and self._canary.takes():
-            return replace(mine, backend=CanaryBackend(self._canary.backend.for_request(), mine.backend))
+            return replace(mine, backend=self._diverted(self._canary, mine.backend))
         return mine
+
+    def _diverted(self, canary: Canary, default: ReplicaBackend) -> CanaryBackend:
+        """The canary in the place of ``default``; its failures are counted as its own."""
+        model = next(one.listed.id for one in self.served if one.backend is canary.backend)
+        return CanaryBackend(canary.backend.for_request(), default, lambda error: self._failed(model, ALIAS, error))
 
     def _known(self, name: str) -> Served:
         if name not in self._by_name:
@@ -151,10 +156,9 @@ class Service:
         Raises:
             ApiError: 503, it took too long.
         """
-        async with self.in_time():
-            answers = await served.backend.complete(request)
-        self._answered(served)
-        return answers
+        with self._counted(served):
+            async with self.in_time():
+                return await served.backend.complete(request)
 
     async def deltas(self, served: Served, request: Request) -> AsyncGenerator[Delta, None]:
         """The answer as it comes, all of it within the request's time.
@@ -162,14 +166,14 @@ class Service:
         Raises:
             ApiError: 503, it took too long.
         """
-        async with aclosing(served.backend.stream(request)) as stream:
-            while True:
-                async with self.in_time():
-                    delta = await anext(stream, None)
-                if delta is None:
-                    break
-                yield delta
-        self._answered(served)
+        with self._counted(served):
+            async with aclosing(served.backend.stream(request)) as stream:
+                while True:
+                    async with self.in_time():
+                        delta = await anext(stream, None)
+                    if delta is None:
+                        break
+                    yield delta
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
@@ -186,8 +190,20 @@ class Service:
         except TimeoutError as error:
             raise self.too_slow() from error
 
-    def _answered(self, served: Served) -> None:
+    @contextmanager
+    def _counted(self, served: Served) -> Iterator[None]:
+        """An answer: whose it was, and whether it came to its end. One whose client has left is none."""
+        try:
+            yield
+        except Exception as error:
+            self._failed(served.card.id, served.name, error)
+            raise
         self._metrics.answers.inc(1, {"model": served.card.id, "asked": served.name})
+
+    def _failed(self, model: str, asked: str, error: Exception) -> None:
+        answer = of_exception(error)
+        if answer.status >= 500:
+            self._metrics.failures.inc(1, {"model": model, "asked": asked, "code": answer.code or "other"})
 
     def too_slow(self) -> ApiError:
         """503 for what took longer than a request may."""
