@@ -7,8 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from serve.backend import ModelChanged
-from serve.errors import ApiError
+from serve.errors import ApiError, of_exception
 from serve.service import Served, Service, new_id, now, usage_of
+from serve.visit import log_failure
 from stetholm.serving.analysis import Analysis, Evidence, Sound, question_for, recordings_wanted
 from stetholm.serving.engine import Completion, Request, Sampling, collect
 from stetholm.serving.identity import ALIAS
@@ -57,6 +58,7 @@ class Analyst:
         self._request: Request
         self._answer: Completion
         self._changed = False
+        self._error: str | None = None
 
     async def prepare(self) -> None:
         """Check the form and decode the recordings.
@@ -93,6 +95,7 @@ class Analyst:
 
     async def finish(self) -> Analysis:
         """The result, once the answer is there."""
+        evidence = await self._evidence()
         card, answer = self._served.card, self._answer
         return Analysis(
             id=self.id,
@@ -103,14 +106,16 @@ class Analyst:
             finish_reason=answer.finish_reason,
             usage=usage_of([answer]),
             audio=[one.quality for one in self._heard],
-            evidence=await self._evidence(),
+            evidence=evidence,
+            evidence_error=self._error,
             model=card.id,
             checkpoint=card.checkpoint,
             lineage=card.lineage,
         )
 
     async def _evidence(self) -> list[Evidence] | None:
-        settings = self._service.settings
+        """None, if there is none to give: an answer is not lost for that."""
+        settings, self._error = self._service.settings, None
         if not (settings.evidence and self._form.evidence):
             return None
         seconds = [one.quality.analysed_seconds for one in self._heard]
@@ -118,5 +123,10 @@ class Analyst:
             async with self._service.in_time():
                 return await self._served.backend.explain(self._request, self._answer.text, seconds)
         except ModelChanged:
-            self._changed = True
-            return None
+            self._changed, self._error = True, "model_changing"
+        except Exception as error:
+            failed = of_exception(error)
+            self._error = failed.code or "internal_error"
+            if failed.status == 500:
+                log_failure(error)
+        return None

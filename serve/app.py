@@ -122,10 +122,16 @@ class StethoLM:
         self, request: Request, answer: str, seconds: Sequence[float], by: str | None = None
     ) -> list[Evidence] | None:
         """What an answer of the checkpoint ``by`` rests on, in each recording; None, if this is another one."""
-        return await self._backend.explain(request, answer, seconds) if self._is(by) else None
+        if not self._is(by):
+            return None
+        self._active += 1
+        try:
+            return await self._backend.explain(request, answer, seconds)
+        finally:
+            self._active -= 1
 
     async def stats(self) -> dict[str, int]:
-        """Requests being answered here (``active``), and pieces of text sent so far (``deltas``)."""
+        """Requests being answered or explained here (``active``), and pieces of text sent so far (``deltas``)."""
         return {"active": self._active, "deltas": self._deltas}
 
     async def ready(self) -> None:

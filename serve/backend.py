@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from copy import copy
@@ -83,7 +84,11 @@ class EngineBackend:
 
     async def explain(self, request: Request, answer: str, seconds: Sequence[float]) -> list[Evidence]:
         """See :class:`Backend`."""
-        return await asyncio.to_thread(self._explainer.explain, request, answer, seconds)
+        gone = threading.Event()
+        try:
+            return await asyncio.to_thread(self._explainer.explain, request, answer, seconds, gone)
+        finally:
+            gone.set()
 
     async def ready(self) -> None:
         """See :class:`Backend`."""

@@ -2,14 +2,17 @@
 
 import copy
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from stetholm.model.packed import can_pack, pack
-from stetholm.serving.engine import Request, Sampling
-from stetholm.serving.evidence import Explainer, explainer_of
+from stetholm.serving.engine import EngineBusy, Request, Sampling
+from stetholm.serving.evidence import Explainer, NotWanted, explainer_of
 from stetholm.serving.listening import listen, stack
 from stetholm.settings import AudioSettings
 from tests.serving.sounds import wav
@@ -88,3 +91,30 @@ def test_it_explains_while_the_engine_generates(engine):
     answers = [explainer.explain(request, "It is normal.", lengths) for _ in range(5)]
     thread.join()
     assert not failures and all(answer == answers[0] for answer in answers)
+
+
+def test_few_may_wait_and_who_has_gone_is_not_explained(parts):
+    begun, free, gone = threading.Event(), threading.Event(), threading.Event()
+
+    def load() -> Any:
+        begun.set()
+        assert free.wait(60)
+        return parts
+
+    explainer, asked = Explainer(load, max_waiting=1), as_asked("It is normal.", 2.0)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(explainer.explain, *asked)
+        assert begun.wait(60)
+        second = pool.submit(explainer.explain, *asked, gone)
+        deadline = time.monotonic() + 60
+        while explainer._places._value:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(EngineBusy):
+            explainer.explain(*asked)
+        gone.set()
+        free.set()
+        assert len(first.result(60)) == 1
+        with pytest.raises(NotWanted):
+            second.result(60)
+    assert len(explainer.explain(*asked)) == 1

@@ -71,7 +71,9 @@ class Analysis(BaseModel):
     usage: Usage
     audio: list[AudioQuality]
     evidence: list[Evidence] | None
-    """One a recording; null where it was not asked for, or the endpoint does not give it."""
+    """One a recording; null where it was not asked for, the endpoint does not give it, or it failed."""
+    evidence_error: str | None = None
+    """Why evidence that was asked for is not there: an error's code, as ``timeout`` or ``overloaded``."""
     model: str
     checkpoint: str
     lineage: dict[str, Any]

@@ -18,49 +18,79 @@ from stetholm.model.dtype import fast_dtype
 from stetholm.model.explain import Clip, Timeline, occlusion
 from stetholm.model.modeling_stetholm import StethoLMForConditionalGeneration
 from stetholm.serving.analysis import Evidence, Second
-from stetholm.serving.engine import Engine, Request
+from stetholm.serving.engine import Engine, EngineBusy, Request
 from stetholm.storage import Storage
 
 WINDOW_SECONDS = 1.0
 ROWS_AT_ONCE = 8
+MAX_WAITING = 3
+"""Each holds a thread of its replica."""
 Parts = tuple[Any, Any]
 """Model and processor."""
 
 
-class Explainer:
-    """Explains answers, one at a time: it shares the processor with whatever generates."""
+class NotWanted(Exception):
+    """Whoever asked for evidence has gone."""
 
-    def __init__(self, parts: Callable[[], Parts]) -> None:
-        """``parts`` is called at the first explanation."""
+
+class Explainer:
+    """Explains answers, one at a time: it shares the processor with whatever generates. Few may wait."""
+
+    def __init__(self, parts: Callable[[], Parts], max_waiting: int = MAX_WAITING) -> None:
+        """``parts`` is called at the first explanation. ``max_waiting``: beside the one that is explained."""
         self._load = parts
         self._parts: Parts | None = None
-        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._places = threading.BoundedSemaphore(1 + max_waiting)
 
-    def explain(self, request: Request, answer: str, seconds: Sequence[float]) -> list[Evidence]:
+    def explain(
+        self, request: Request, answer: str, seconds: Sequence[float], gone: threading.Event | None = None
+    ) -> list[Evidence]:
         """Evidence of each recording of ``request`` for ``answer``, in order; none without recordings.
 
         Args:
             request: what was asked.
             answer: the answer's text as it was generated.
             seconds: how much of each recording is sound, at most 7; the rest is padding.
+            gone: set when nobody wants it any more; it stops at the next pass.
+
+        Raises:
+            EngineBusy: enough are waiting.
+            NotWanted: ``gone`` was set.
         """
         if not len(request.features):
             return []
-        with self._lock:
-            if self._parts is None:
-                model, processor = self._load()
-                # A tokenizer cannot be set up in two threads at once: the engine keeps its own.
-                self._parts = model, copy.deepcopy(processor)
-            found = occlusion(
-                *self._parts,
-                request.instruction,
-                [Clip(features, length) for features, length in zip(request.features, seconds, strict=True)],
-                self._answer_ids(request, answer),
-                WINDOW_SECONDS,
-                WINDOW_SECONDS,
-                dataset=request.dataset,
-                batch_size=ROWS_AT_ONCE,
-            )
+        if not self._places.acquire(blocking=False):
+            raise EngineBusy("enough answers wait for their evidence")
+        try:
+            with self._turn:
+                return self._explained(request, answer, seconds, gone or threading.Event())
+        finally:
+            self._places.release()
+
+    def _explained(
+        self, request: Request, answer: str, seconds: Sequence[float], gone: threading.Event
+    ) -> list[Evidence]:
+        def look(*_: int) -> None:
+            if gone.is_set():
+                raise NotWanted
+
+        look()
+        if self._parts is None:
+            model, processor = self._load()
+            # A tokenizer cannot be set up in two threads at once: the engine keeps its own.
+            self._parts = model, copy.deepcopy(processor)
+        found = occlusion(
+            *self._parts,
+            request.instruction,
+            [Clip(features, length) for features, length in zip(request.features, seconds, strict=True)],
+            self._answer_ids(request, answer),
+            WINDOW_SECONDS,
+            WINDOW_SECONDS,
+            dataset=request.dataset,
+            batch_size=ROWS_AT_ONCE,
+            on_progress=look,
+        )
         return [_evidence(line) for line in found.recordings]
 
     def _answer_ids(self, request: Request, answer: str) -> list[int]:
