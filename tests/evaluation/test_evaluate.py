@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from stetholm import runs
+from stetholm.corpus.manifest import Manifest
 from stetholm.errors import UserError
 from stetholm.evaluation import generation
 from stetholm.evaluation.evaluate import evaluate
@@ -57,7 +58,8 @@ def test_a_run_is_evaluated_once_and_the_same_command_shows_its_table_again(
     assert set(result["tasks"]) == {"Classification", "Identification", "Comparison"}
     assert result["overall"]["n"] == 9 and result["overall"]["controls"]["shuffled"]["n"] == 9
     assert set(result["binary_accuracy"]) == {"audio", "withheld", "shuffled"}
-    assert not result["gate"]["passed"] and result["gate"]["failed"] == ["Report"]
+    assert not result["gate"]["passed"] and result["gate"]["failed"][0] == "Report"
+    assert "does not say what it was trained on" in result["gate"]["failed"][1]  # it has no lineage.json
     json.dumps(result)
 
     table = storage.read_table(f"{result['output']}/predictions.parquet")
@@ -130,7 +132,7 @@ def test_a_checkpoint_that_is_not_there_is_named_before_anything_starts(storage,
 
 
 @pytest.fixture(scope="module")
-def with_language_model(storage, tmp_path_factory):
+def with_language_model(storage, overrides, tmp_path_factory):
     """A checkpoint that names its language model, trained on its corpus's own train split."""
     base = storage.join("test-evaluate")
     folder = save_tiny(tmp_path_factory.mktemp("named"))
@@ -138,7 +140,9 @@ def with_language_model(storage, tmp_path_factory):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "language_model": str(language_model)}))
     corpus = f"{base}/corpus"
-    (folder / "lineage.json").write_text(json.dumps({"corpus": corpus, "parent": None, "settings": {}}))
+    sha256 = Manifest.load(storage, corpus).sha256
+    known = {"stage": "sft", "corpus": corpus, "corpus_sha256": sha256, "parent": None, "settings": {}}
+    (folder / "lineage.json").write_text(json.dumps(known))
     storage.upload_dir(folder, f"{base}/named")
     return f"{base}/named"
 

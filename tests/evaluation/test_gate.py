@@ -98,6 +98,34 @@ def test_figures_on_patients_that_were_trained_on_sign_nothing_off(storage, base
     assert not verdict["passed"] and [check["rule"] for check in verdict["checks"]] == ["minimum", "unseen"]
 
 
+def test_what_may_have_been_trained_on_signs_nothing_off_unless_that_is_accepted(storage, base):
+    lineage = {"seen_patients": 0, "seen_recordings": 0, "not_compared": ["s3://c has changed"]}
+    found = evaluation(storage, f"{base}/gap", lineage=lineage)
+    verdict = judge_gate(check_gate({"overall": 0.1}), found)
+    assert not verdict["passed"] and (verdict["checks"][1]["rule"], verdict["checks"][1]["name"]) == (
+        "lineage", "s3://c has changed",
+    )  # fmt: skip
+    assert judge_gate(check_gate({"overall": 0.1, "lineage": "any"}), found)["passed"]
+    with pytest.raises(UserError, match=r"evaluate.gate.lineage: .*'some'"):
+        check_gate({"lineage": "some"})
+
+
+def test_figures_of_a_few_examples_sign_nothing_off(storage, base):
+    found = evaluation(storage, f"{base}/few", count=8, split_rows=40)
+    verdict = judge_gate(check_gate({"overall": 0.1}), found)
+    assert not verdict["passed"] and verdict["checks"][1]["rule"] == "examples"
+    assert verdict["checks"][1]["value"] == pytest.approx(0.2)
+    assert judge_gate(check_gate({"overall": 0.1, "examples": 0.2}), found)["passed"]
+
+
+def test_the_served_model_must_have_been_measured_on_the_same_examples(storage, base, good):
+    few = evaluation(storage, f"{base}/served-few", count=8)
+    rules = {"serving": few.uri, "max_drop": 0.5}
+    verdict = judge_gate(check_gate(rules), good, few, FEW)
+    assert [check["rule"] for check in verdict["checks"] if not check["passed"]] == ["common"]
+    assert judge_gate(check_gate({**rules, "common": 0.2}), good, few, FEW)["passed"]
+
+
 @pytest.mark.parametrize(
     ("gate", "says"),
     [

@@ -2,6 +2,7 @@
 
 import pytest
 
+from stetholm.corpus.manifest import Manifest
 from stetholm.corpus.shards import write_corpus
 from stetholm.errors import UserError
 from stetholm.evaluation.examples import read_examples
@@ -22,7 +23,11 @@ def base(storage):
 
 
 def checkpoint(storage, uri, corpus, parent=None, **settings):
-    storage.write_json(f"{uri}/lineage.json", {"corpus": corpus, "parent": parent, "settings": settings})
+    """A checkpoint trained on the corpus as it is now."""
+    there = storage.exists(f"{corpus}/manifest.json")
+    sha256 = Manifest.load(storage, corpus).sha256 if there else ""
+    known = {"stage": "sft", "corpus": corpus, "corpus_sha256": sha256, "parent": parent, "settings": settings}
+    storage.write_json(f"{uri}/lineage.json", known)
     return uri
 
 
@@ -64,6 +69,28 @@ def test_what_cannot_be_compared_is_said(storage, base):
     gone = seen(storage, base, checkpoint(storage, f"{base}/lost", f"{base}/gone"))
     assert "no corpus at" in gone.gaps[0]
     assert "does not say what it was trained on" in seen(storage, base, f"{base}/nothing").gaps[0]
+
+
+def test_a_corpus_that_was_split_anew_in_its_place_is_a_gap(storage, base):
+    uri = f"{base}/moving"
+    write_corpus(storage, uri, {"train": rows(range(4, 8)), "test": rows(range(0, 4))}, inputs={"seed": 1})
+    trained = checkpoint(storage, f"{base}/before", uri)
+    assert seen(storage, base, trained).recordings == ("r4", "r5", "r6", "r7")
+    Manifest.remove(storage, uri)
+    write_corpus(storage, uri, {"train": rows(range(0, 4)), "test": rows(range(4, 8))}, inputs={"seed": 2})
+    found = find_seen(trained, storage, read_examples(storage, uri, "test"))
+    assert not found.recordings and f"{uri} has changed since sft was trained on it" in found.gaps[0]
+
+
+def test_an_ancestor_that_does_not_say_what_it_was_trained_on_is_a_gap(storage, base):
+    imported = f"{base}/imported"
+    storage.write_json(
+        f"{imported}/lineage.json", {"stage": "import_weights", "corpus": "", "parent": "/data/theirs.pt"}
+    )
+    tuned = seen(storage, base, checkpoint(storage, f"{base}/tuned", f"{base}/own", imported))
+    assert tuned.gaps == ("nobody says what /data/theirs.pt was trained on (import_weights)",)
+    orphan = seen(storage, base, checkpoint(storage, f"{base}/orphan", f"{base}/own", f"{base}/deleted"))
+    assert f"{base}/deleted does not say what it was trained on" in orphan.gaps[0]
 
 
 def test_a_lineage_that_names_itself_ends(storage, base):

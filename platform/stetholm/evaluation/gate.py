@@ -7,10 +7,14 @@
       serving: s3://…         # the evaluation (or the evaluated checkpoint) that is served now …
       max_drop: 0.02          # … and no task is worse than there by more than this
       metric: label_accuracy  # or clinical_accuracy, bertscore_f1, rouge1
+      examples: 1.0           # least share of the split that was measured
+      common: 0.9             # least share of the examples that both evaluations have, of the larger one's
+      lineage: required       # or any: what cannot be compared with the training data is accepted
 
 ``binary`` is the accuracy of normal against abnormal, ``classes`` the lowest accuracy of the class tables, both
-whatever the metric. What the split has no examples of has not passed, nor has what was measured on patients that were
-trained on. :mod:`signoff` writes the verdict.
+whatever the metric. What the split has no examples of has not passed, nor has what was measured on a part of the split,
+on patients that were trained on, or by a checkpoint that does not say what it was trained on. These rules hold unless
+set otherwise; the verdict lists them where they fail. :mod:`signoff` writes it.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from stetholm.settings import Task
 OVERALL, BINARY, CLASSES = "overall", "binary", "classes"
 NAMES = (*get_args(Task), OVERALL, BINARY, CLASSES)
 """What a gate may set a least value for."""
-OPTIONS = ("margin", "max_drop", "serving", "metric")
+OPTIONS = ("margin", "max_drop", "serving", "metric", "examples", "common", "lineage")
 SETTING = "evaluate.gate"
 
 
@@ -43,6 +47,9 @@ class GateRules(BaseModel):
     max_drop: float | None = Field(None, ge=0, le=1)
     serving: str | None = None
     metric: Literal["label_accuracy", "clinical_accuracy", "bertscore_f1", "rouge1"] = "label_accuracy"
+    examples: float = Field(1.0, ge=0, le=1)
+    common: float = Field(0.9, ge=0, le=1)
+    lineage: Literal["required", "any"] = "required"
 
 
 def check_gate(gate: Mapping[str, Any]) -> GateRules:
@@ -94,7 +101,7 @@ def judge_gate(
         checks += _margins(rules, evaluation, draws)
     if serving is not None and rules.max_drop is not None:
         checks += _drops(rules, evaluation, serving, draws)
-    checks += _unseen(report)
+    checks += [*_whole(rules, report), *_unseen(rules, report)]
     return {"passed": all(check["passed"] for check in checks), "metric": rules.metric, "checks": checks}
 
 
@@ -114,14 +121,21 @@ def _value(name: str, report: Mapping[str, Any], metric: str) -> float | None:
     return None if figures is None else figures[AUDIO][metric]
 
 
-def _unseen(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Figures on patients that were trained on (``evaluate.allow_seen_patients``) sign nothing off."""
+def _whole(rules: GateRules, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Figures of a few examples (``evaluate.max_examples``) or tasks sign nothing off."""
+    check = _check("examples", "of the split", report["examples"] / report["split_rows"], rules.examples)
+    return [] if check["passed"] else [check]
+
+
+def _unseen(rules: GateRules, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Figures on patients that were trained on, or may have been, sign nothing off."""
     seen = report.get("lineage", {})
     counts = {name: seen.get(f"seen_{name}", 0) for name in ("patients", "recordings")}
+    failed = {"value": None, "bound": 0, "interval": None, "passed": False}
+    gaps = seen.get("not_compared", []) if rules.lineage == "required" else []
     return [
-        {"rule": "unseen", "name": name, "value": count, "bound": 0, "interval": None, "passed": False}
-        for name, count in counts.items()
-        if count
+        *({**failed, "rule": "unseen", "name": name, "value": count} for name, count in counts.items() if count),
+        *({**failed, "rule": "lineage", "name": gap} for gap in gaps),
     ]
 
 
@@ -137,7 +151,9 @@ def _margins(rules: GateRules, evaluation: Evaluation, draws: Draws) -> list[dic
 def _drops(rules: GateRules, evaluation: Evaluation, serving: Evaluation, draws: Draws) -> list[dict[str, Any]]:
     """No task may be worse; one that the served model was measured on and this one was not has not passed."""
     found = compare(evaluation, serving, draws, f"{SETTING}.serving")
-    bound, checks = -float(rules.max_drop or 0.0), []
+    share = found["n"] / max(len(evaluation.rows), len(serving.rows))
+    common = _check("common", "with the served model's evaluation", share, rules.common)
+    bound, checks = -float(rules.max_drop or 0.0), [] if common["passed"] else [common]
     tasks = sorted({row["task"] for row in serving.rows.values()})
     for task in tasks:
         one = found["tasks"].get(task, {}).get(rules.metric) or {"difference": None, "interval": None}

@@ -2,18 +2,19 @@
 
 A patient or a recording of the evaluated split that stands in the train split of any corpus of the lineage makes every
 figure too good. Corpora are told apart by their URIs; recordings by the SHA-256 of the publisher's file, so that the
-same recording under another patient's name is found as well.
+same recording under another patient's name is found as well. What cannot be compared is a gap: a checkpoint that does
+not say what it was trained on, a corpus that is gone, or one that is no longer what was trained on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stetholm.corpus.manifest import CorpusError
+from stetholm.corpus.manifest import CorpusError, Manifest
 from stetholm.errors import UserError
 from stetholm.evaluation.examples import Example, read_rows
 from stetholm.storage import Storage
@@ -74,18 +75,15 @@ def find_seen(checkpoint: str, storage: Storage, examples: Sequence[Example]) ->
     """Compare examples with what the checkpoint and its ancestors were trained on."""
     patients = {(one.dataset, name) for one in examples for name in one.patient.split("+") if name}
     recordings = {name for one in examples for name in one.recording_ids}
-    corpora: dict[str, bool] = {}
-    for entry in lineage(checkpoint, storage):
-        if entry.get("corpus"):
-            uri = str(entry["corpus"]).rstrip("/")
-            beyond = bool((entry.get("settings") or {}).get("out_of_domain"))
-            corpora[uri] = corpora.get(uri, False) or beyond
+    entries = list(lineage(checkpoint, storage))
+    corpora = _corpora(entries)
     seen_patients: set[tuple[str, str]] = set()
     seen_recordings: set[str] = set()
-    gaps = [] if corpora else ["the checkpoint does not say what it was trained on (no lineage.json)"]
-    for uri, beyond in corpora.items():
+    gaps = _untold(checkpoint, entries)
+    for uri, trained in corpora.items():
         try:
-            found_patients, found_recordings = _trained_on(storage, uri, beyond)
+            gaps += _changed(storage, uri, trained)
+            found_patients, found_recordings = _trained_on(storage, uri, trained.out_of_domain)
         except CorpusError as error:
             gaps.append(f"{uri}: {error}")
             continue
@@ -93,6 +91,50 @@ def find_seen(checkpoint: str, storage: Storage, examples: Sequence[Example]) ->
         seen_recordings |= recordings & found_recordings
     names = tuple(sorted("/".join(one) for one in seen_patients))
     return Seen(tuple(corpora), names, tuple(sorted(seen_recordings)), tuple(gaps))
+
+
+@dataclass
+class _Trained:
+    """What a lineage says of one corpus: its manifest's SHA-256 by stage, and whether out-of-domain rows were used."""
+
+    sha256: dict[str, str] = field(default_factory=dict)
+    out_of_domain: bool = False
+
+
+def _corpora(entries: Sequence[Mapping[str, Any]]) -> dict[str, _Trained]:
+    """By URI, newest first."""
+    found: dict[str, _Trained] = {}
+    for entry in entries:
+        if entry.get("corpus"):
+            trained = found.setdefault(str(entry["corpus"]).rstrip("/"), _Trained())
+            trained.sha256[str(entry.get("corpus_sha256"))] = str(entry.get("stage"))
+            trained.out_of_domain |= bool((entry.get("settings") or {}).get("out_of_domain"))
+    return found
+
+
+def _untold(checkpoint: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Checkpoints of the lineage that do not say what they were trained on."""
+    if not entries:
+        return [f"{checkpoint} does not say what it was trained on (no lineage.json)"]
+    gaps = [
+        f"nobody says what {entry.get('parent') or checkpoint} was trained on ({entry.get('stage')})"
+        for entry in entries
+        if not entry.get("corpus")
+    ]
+    parent = entries[-1].get("parent")
+    if parent and entries[-1].get("corpus"):
+        gaps.append(f"{parent} does not say what it was trained on (no lineage.json, or too many before it)")
+    return gaps
+
+
+def _changed(storage: Storage, corpus: str, trained: _Trained) -> list[str]:
+    """Stages that were trained on the corpus as it no longer is: who was in its train split then is not known."""
+    now = Manifest.load(storage, corpus).sha256
+    return [
+        f"{corpus} has changed since {stage} was trained on it (its manifest was {sha256[:12]}, now {now[:12]})"
+        for sha256, stage in trained.sha256.items()
+        if sha256 != now
+    ]
 
 
 def _trained_on(storage: Storage, corpus: str, out_of_domain: bool) -> tuple[set[tuple[str, str]], set[str]]:

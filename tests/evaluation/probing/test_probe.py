@@ -98,6 +98,9 @@ def test_a_checkpoint_that_has_seen_the_test_split_is_refused(storage, overrides
     storage.write_json(f"{checkpoint}/lineage.json", {"corpus": f"{corpus}-other", "parent": None, "settings": {}})
     with pytest.raises(UserError, match=r"trained on 2 patients and 2 recordings of split 'test'.*heart-test/r18"):
         probe.probe(settings(overrides, "run.name=probe-seen", f"model.init_from={checkpoint}"), storage)
+    with pytest.raises(UserError, match=r"test-probe/seen was trained on 2 patients"):
+        other = ["run.name=probe-other", "probe.zero_shot=false", f"probe.encoders=[{checkpoint}]"]
+        probe.probe(settings(overrides, *other), storage)
 
 
 def test_probes_are_not_judged_on_what_they_know(overrides):

@@ -92,9 +92,7 @@ def _run(job: GenerationJob, encoders: tuple[Encoder, ...], classes: ClassFile) 
     sizes = widths(plan)
     corpus = read_corpus(storage, job.corpus, list(dict.fromkeys([*chosen.fit, chosen.test])))
     tasks = choose_tasks(corpus, classes, chosen, job.settings.run.seed)
-    if chosen.zero_shot or CHECKPOINT in chosen.encoders:
-        seen = find_seen(job.checkpoint, storage, corpus.examples[job.split])
-        require_unseen(seen, job.checkpoint, job.split, job.settings.evaluate.allow_seen_patients)
+    _require_unseen(job, encoders, corpus)
     log_mels = _log_mels(job, corpus, tasks)
     judged: list[Judged] = []
     if similarity is not None:
@@ -106,6 +104,14 @@ def _run(job: GenerationJob, encoders: tuple[Encoder, ...], classes: ClassFile) 
     storage.write_text(f"{job.output}/table.md", to_markdown(report))
     storage.write_json(f"{job.output}/report.json", report)
     return _result(job.output, report)
+
+
+def _require_unseen(job: GenerationJob, encoders: tuple[Encoder, ...], corpus: Corpus) -> None:
+    """Refuse any checkpoint or weights whose lineage shows patients of the test split."""
+    sources = [*([job.checkpoint] if job.settings.probe.zero_shot else []), *(one.source for one in encoders)]
+    for source in dict.fromkeys(source for source in sources if source):
+        seen = find_seen(source, job.storage, corpus.examples[job.split])
+        require_unseen(seen, source, job.split, job.settings.evaluate.allow_seen_patients)
 
 
 def _log_mels(job: GenerationJob, corpus: Corpus, tasks: Sequence[Labelled]) -> Features:
