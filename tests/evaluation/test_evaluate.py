@@ -164,6 +164,8 @@ def test_a_judged_evaluation_with_all_control_rows_a_comparison_and_a_gate(
         result = evaluate(chosen, storage)
     assert set(result["overall"]["controls"]) == {"withheld", "shuffled", "untouched"}
     assert result["judge"]["name"].startswith("gpt-test at 127.0.0.1") and result["judge"]["unjudged"] == 4
+    agreed = result["judge"]["agreement"]
+    assert list(agreed) == ["audio", "withheld", "shuffled", "untouched"] and agreed["audio"]["n"] == 8
     assert result["overall"]["judged"] == 8 and result["overall"]["unjudged"] == 1
     assert result["comparison"]["n"] == 9 and result["gate"]["output"] == f"{with_language_model}/gate.json"
     gate = storage.read_json(f"{with_language_model}/gate.json")

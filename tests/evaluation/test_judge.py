@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from stetholm import completions
 from stetholm.completions import EndpointError
 from stetholm.errors import UserError
+from stetholm.evaluation.conditions import AUDIO, WITHHELD
+from stetholm.evaluation.examples import Example
 from stetholm.evaluation.judge import FormatError, Judge, Question, agreement, parse_verdict
+from stetholm.evaluation.judging import judge_report
+from stetholm.evaluation.scoring import score
+from stetholm.evaluation.verdicts import Verdict
 from stetholm.settings import JudgeSettings
 from tests.endpoint import Reply, endpoint, reply
 from tests.serving.tiny import save_tiny_llama
@@ -21,6 +26,19 @@ WRONG = '{"reason": "other", "score": 1, "correct": false}'
 def by_answer(body, n):
     """Right is what says "wheeze"."""
     return reply(RIGHT if "Answer to check: wheeze" in body["messages"][0]["content"] else WRONG)
+
+
+def test_agreement_is_by_condition(storage):
+    """Control rows that are always wrong, as everybody sees, say nothing of the judge on real answers."""
+    examples = [Example(f"s{i}", (f"r{i}",), "Normal?", "The sound is normal.", "Report", "d") for i in range(4)]
+    answers = ["The sound is normal.", "The sound is abnormal."] * 2
+    both = {AUDIO: answers, WITHHELD: ["The sound is abnormal."] * 4}
+    scored = score(examples, both, lambda ours, theirs: [0.0] * len(ours))
+    for one in scored:  # the judge takes every answer with audio for right
+        one.verdicts.update({WITHHELD: Verdict(False, 0.0), AUDIO: Verdict(True, 1.0)})
+    found = judge_report(Judge(JudgeSettings(model="x", base_url="http://127.0.0.1:9/v1"), storage), scored)
+    assert {name: one["rate"] for name, one in found["agreement"].items()} == {AUDIO: 0.5, WITHHELD: 1.0}
+    assert list(found["agreement"]) == [AUDIO, WITHHELD]
 
 
 def settings(url, **more):

@@ -129,14 +129,14 @@ def _judge(report: Mapping[str, Any]) -> str:
     judge = report.get("judge")
     if not judge:
         return ""
-    agreement = judge["agreement"]
     lines = [f"Judge: {judge['name']}. {judge['judged']} answers judged, {judge['unjudged']} not."]
-    if agreement["n"]:
-        kappa = "not defined" if agreement["kappa"] is None else f"{agreement['kappa']:.3f}"
-        lines.append(
-            f"Of {agreement['n']} answers that both judge and ontology have judged, they agree on "
-            f"{percent(agreement['rate'])} %; Cohen's kappa {kappa}."
-        )
+    body = [
+        [_condition(name), one["n"], percent(one["rate"]), "-" if one["kappa"] is None else f"{one['kappa']:.3f}"]
+        for name, one in judge["agreement"].items()
+        if one["n"]
+    ]
+    if body:
+        lines.append(markdown.table(["judged by both judge and ontology", "n", "agree, %", "Cohen's kappa"], body))
     if judge["reasons"]:
         lines.append("Unjudged, most frequent reasons:")
         lines.append("\n".join(f"- {count} x {markdown.cell(reason)}" for reason, count in judge["reasons"]))
