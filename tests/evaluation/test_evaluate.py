@@ -12,7 +12,7 @@ from stetholm.errors import UserError
 from stetholm.evaluation import generation
 from stetholm.evaluation.evaluate import evaluate
 from stetholm.evaluation.examples import read_examples, read_rows
-from stetholm.settings import load_settings
+from stetholm.settings import SettingsError, load_settings
 from tests.endpoint import endpoint, reply
 from tests.evaluation.corpus import make_checkpoint, make_corpus
 from tests.serving.tiny import save_tiny, save_tiny_llama
@@ -76,7 +76,9 @@ def test_a_run_is_evaluated_once_and_the_same_command_shows_its_table_again(
     assert "theirs: StethoLM" in whole and "Not comparable" in whole and "66.4" in whole
     picture = Image.open(io.BytesIO(storage.read_bytes(f"{result['output']}/report.png")))
     assert picture.width == 1200 and len(picture.convert("RGB").getcolors(1 << 20)) > 20
-    assert "Overall, audio withheld" in storage.read_text(f"{result['output']}/table.md")
+    short = storage.read_text(f"{result['output']}/table.md")
+    assert "Overall, audio withheld" in short and "theirs: StethoLM" in short
+    assert report["decoding"] == {"temperature": 0.0, "max_new_tokens": 6, "num_beams": 1, "length_penalty": 1.0}
     assert not [uri for uri in storage.list(result["output"]) if "/answers-" in uri or "/untouched-" in uri]
 
     monkeypatch.setattr(generation, "load_engine", None)  # nothing may be generated again
@@ -118,6 +120,26 @@ def test_answers_of_an_interrupted_job_are_not_made_again(storage, ray_cluster):
 def test_settings_that_cannot_be_evaluated_are_refused(storage, overrides, ray_cluster, more, says):
     with pytest.raises(UserError, match=says):
         evaluate(settings(overrides, "run.name=eval-refused", *more), storage)
+
+
+def test_answers_by_beam_search_are_another_evaluation(storage, overrides, first):
+    more = ["run.name=eval-beams", "evaluate.num_beams=3", "evaluate.length_penalty=0.5", "evaluate.controls=false"]
+    found = evaluate(settings(overrides, *more), storage)
+    assert storage.read_json(f"{found['output']}/report.json")["decoding"]["num_beams"] == 3
+    with pytest.raises(UserError, match=r"other inputs \(.*length_penalty, num_beams"):
+        evaluate(settings(overrides, "run.name=eval-once", *more[1:]), storage)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["evaluate.num_beams=5", "evaluate.engine=vllm"], "num_beams 5 needs engine transformers"),
+        (["evaluate.length_penalty=0.5"], "length_penalty 0.5 is a beam search's"),
+    ],
+)
+def test_decoding_that_contradicts_is_refused_at_once(overrides, more, says):
+    with pytest.raises(SettingsError, match=says):
+        settings(overrides, *more)
 
 
 def test_a_run_without_a_checkpoint_says_what_to_do(storage, overrides):

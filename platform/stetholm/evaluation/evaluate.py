@@ -38,10 +38,12 @@ from stetholm.storage import Storage
 JOB = "evaluate"
 
 FIGURES_DEPEND_ON = {
-    "split", "tasks", "max_examples", "max_new_tokens", "controls", "untouched", "scorer", "draws",
-    "allow_seen_patients",
+    "split", "tasks", "max_examples", "max_new_tokens", "num_beams", "length_penalty", "controls", "untouched",
+    "scorer", "draws", "allow_seen_patients",
 }  # fmt: skip
 """The settings below ``evaluate`` without which a finished evaluation is another one; not its gate or batch size."""
+
+DECODING = {"max_new_tokens", "num_beams", "length_penalty"}
 
 
 def evaluate(settings: Settings, storage: Storage) -> dict[str, Any]:
@@ -75,7 +77,10 @@ def _depends_on(settings: Settings) -> dict[str, Any]:
     if chosen.judge.model:
         prompt = read_prompt(chosen.judge.prompt, "evaluate.judge.prompt")
         judge = {**identity(chosen.judge, prompt), "controls": chosen.judge.controls}
-    return {**chosen.model_dump(include=FIGURES_DEPEND_ON), "judge": judge}
+    figures = chosen.model_dump(include=FIGURES_DEPEND_ON)
+    if chosen.num_beams == 1:  # as runs have it that were done before there were beams
+        del figures["num_beams"], figures["length_penalty"]
+    return {**figures, "judge": judge}
 
 
 def _require_sense(settings: Settings, rules: GateRules) -> None:
@@ -139,7 +144,7 @@ def _predict(
     chosen, seed = job.settings.evaluate, job.settings.run.seed
     conditions = ASKED if chosen.controls else (AUDIO,)
     exchanged = derangement(examples, seed)
-    sampling = Sampling(max_new_tokens=chosen.max_new_tokens)
+    sampling = Sampling(chosen.max_new_tokens, num_beams=chosen.num_beams, length_penalty=chosen.length_penalty)
     asked = {name: [question(example, name, exchanged, sampling) for example in examples] for name in conditions}
     questions = [one for column in asked.values() for one in column if one is not None]
     answers = job.ask(questions, examples, everything, "questions", chosen.batch_size)
@@ -182,7 +187,7 @@ def _write(
         "corpus_sha256": job.inputs["corpus"],
         "split": job.split,
         "split_rows": rows,
-        "decoding": {"max_new_tokens": chosen.max_new_tokens, "temperature": 0.0},
+        "decoding": {"temperature": 0.0, **chosen.model_dump(include=DECODING)},
         "scorer": scorer,
         "judge": judge_report(judge, scored) if judge else None,
         "lineage": seen.to_dict(),

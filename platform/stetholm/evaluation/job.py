@@ -104,12 +104,13 @@ class GenerationJob:
     def _pool(self, max_batch: int) -> Pool:
         """Engines as the job's own section of the settings wants them."""
         own: PreferSettings | EvaluateSettings = getattr(self.settings, self.name)
+        beams = isinstance(own, EvaluateSettings) and own.num_beams > 1
         return Pool(
             self.checkpoint,
             self.storage,
             self.settings.train.use_gpu,
             max_batch,
-            own.engine,
+            "transformers" if beams else own.engine,
             self.settings.engine,
             own.min_replicas,
             own.max_replicas,

@@ -60,6 +60,10 @@ class EvaluateSettings(Section):
     max_examples: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=1)
     max_new_tokens: int = Field(64, ge=1)
+    num_beams: int = Field(1, ge=1, le=32)
+    """Of a beam search (published: 5); 1: greedy. Beams are the engine transformers'."""
+    length_penalty: float = 1.0
+    """Of a beam search (published: 0.5): above 0 the longer answers gain."""
     controls: bool = True
     """Ask with the audio withheld and with another recording's, too."""
     untouched: bool = True
@@ -81,6 +85,14 @@ class EvaluateSettings(Section):
     ``metric``: see :mod:`stetholm.evaluation.gate`."""
     allow_seen_patients: bool = False
     """Evaluate although the checkpoint was trained on patients of the split."""
+
+    @model_validator(mode="after")
+    def _beams(self) -> EvaluateSettings:
+        if self.num_beams > 1 and self.engine == "vllm":
+            raise ValueError(f"num_beams {self.num_beams} needs engine transformers: vllm has no beam search")
+        if self.length_penalty != 1.0 and self.num_beams == 1:
+            raise ValueError(f"length_penalty {self.length_penalty:g} is a beam search's: set num_beams too")
+        return self
 
 
 class ExplainSettings(Section):
