@@ -21,9 +21,9 @@ from stetholm.evaluation.generation import Answers
 from stetholm.evaluation.job import GenerationJob
 from stetholm.evaluation.judge import Judge, identity, read_prompt
 from stetholm.evaluation.judging import judge_all, judge_report
-from stetholm.evaluation.markdown_report import full_report
-from stetholm.evaluation.metrics import BertScorer
+from stetholm.evaluation.markdown_report import full_report, published_table
 from stetholm.evaluation.report import make_report
+from stetholm.evaluation.scorer_pool import PooledBertScorer
 from stetholm.evaluation.scoring import Draws, Scored, score, to_table
 from stetholm.evaluation.seen import Seen, find_seen, require_unseen
 from stetholm.evaluation.signoff import sign_off
@@ -106,7 +106,7 @@ def _others(settings: Settings, storage: Storage, rules: GateRules) -> dict[str,
 
 def _run(job: GenerationJob) -> dict[str, Any]:
     settings, storage, chosen = job.settings, job.storage, job.settings.evaluate
-    scorer = BertScorer(chosen.scorer)  # before the long part: a wrong name shows at once
+    scorer = PooledBertScorer(chosen.scorer, settings.train.use_gpu)  # before the long part: a wrong name shows at once
     judge = Judge(chosen.judge, storage, use_gpu=settings.train.use_gpu) if chosen.judge.model else None
     everything = read_examples(storage, job.corpus, job.split)
     examples = choose(_of_tasks(job, everything), chosen.max_examples, settings.run.seed)
@@ -194,7 +194,7 @@ def _write(
         **make_report(scored, conditions, Draws(chosen.draws, job.settings.run.seed)),
     }
     storage.write_table(f"{output}/predictions.parquet", to_table(scored, conditions))
-    storage.write_text(f"{output}/table.md", short_table(report))
+    storage.write_text(f"{output}/table.md", f"{short_table(report)}\n{published_table(report)}\n")
     storage.write_text(f"{output}/report.md", full_report(report))
     storage.write_bytes(f"{output}/report.png", draw_report(report))
     storage.write_json(f"{output}/report.json", report)

@@ -35,7 +35,7 @@ def full_report(report: Mapping[str, Any]) -> str:
         "Normal or abnormal": _binary(report),
         "The class that is named": _classes(report),
         "Judge and labels": _judge(report),
-        "The paper's table beside ours": _published(report),
+        "The paper's table beside ours": published_table(report),
         "What was trained on": _lineage(report),
     }
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items() if text)
@@ -143,7 +143,8 @@ def _judge(report: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _published(report: Mapping[str, Any]) -> str:
+def published_table(report: Mapping[str, Any]) -> str:
+    """The paper's figures beside ours, marked as theirs."""
     theirs = published()
     head = ["BERTScore F1 / clinical accuracy", "**ours**", *(f"theirs: {name}" for name in theirs.models)]
     groups = [*report["tasks"].items(), ("Overall", report["overall"])]

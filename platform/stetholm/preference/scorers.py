@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from stetholm.errors import UserError
 from stetholm.evaluation.examples import Example
-from stetholm.evaluation.metrics import BertScorer
+from stetholm.evaluation.scorer_pool import PooledBertScorer
 from stetholm.settings import Settings
 from stetholm.storage import Storage
 
@@ -34,8 +34,8 @@ class CandidateScorer(Protocol):
 class ByBertScore:
     """BERTScore F1 against the example's reference."""
 
-    def __init__(self, backbone: str) -> None:
-        self._scorer = BertScorer(backbone)
+    def __init__(self, backbone: str, use_gpu: bool = False) -> None:
+        self._scorer = PooledBertScorer(backbone, use_gpu)
         self.name = self._scorer.name
 
     def score(self, examples: Sequence[Example], texts: Texts) -> list[float | None]:
@@ -69,7 +69,7 @@ def scorer_of(settings: Settings, storage: Storage) -> CandidateScorer:
         UserError: there is no such backbone, or no judge in ``evaluate.judge``.
     """
     if settings.prefer.scorer != JUDGE:
-        return ByBertScore(settings.prefer.scorer)
+        return ByBertScore(settings.prefer.scorer, settings.train.use_gpu)
     if not settings.evaluate.judge.model:
         raise UserError("prefer.scorer=judge needs a judge: set evaluate.judge.model (and evaluate.judge.base_url)")
     from stetholm.evaluation.judge import Judge  # here: a scorer of texts needs no client of endpoints
