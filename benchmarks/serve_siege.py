@@ -47,11 +47,14 @@ class Siege:
     """How many may ask at once; may be changed at any time."""
     over: bool = False
 
-    def wait_for(self, count: int) -> None:
-        """Return when ``count`` more requests are over."""
+    def wait_for(self, count: int, timeout_s: float = 4 * PATIENCE_S) -> None:
+        """Return when ``count`` more requests are over.
+
+        Raises:
+            TimeoutError: they are not in time.
+        """
         target = len(self.outcomes) + count
-        while len(self.outcomes) < target:
-            time.sleep(0.02)
+        self.wait_until(lambda: len(self.outcomes) >= target, timeout_s)
 
     def wait_until(self, met: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         """Return when ``met`` says so, asking meanwhile.

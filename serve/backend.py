@@ -206,10 +206,19 @@ async def _ask(method: Any, *arguments: Any) -> Any:
     with _busy_as_503():
         for _ in range(ATTEMPTS - 1):
             try:
-                return await method.remote(*arguments)
+                return await _answer_of(method.remote(*arguments))
             except RayActorError:
                 await asyncio.sleep(RETRY_S)
-        return await method.remote(*arguments)
+        return await _answer_of(method.remote(*arguments))
+
+
+async def _answer_of(response: Any) -> Any:
+    """What a replica answers; it is told when nobody waits for that any more."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 def _changing() -> ApiError:

@@ -132,12 +132,20 @@ def test_non_audio_and_large_bodies_over_the_wire(endpoint):
     assert bad.json()["error"]["code"] == "unusable_audio" and large.json()["error"]["code"] == "request_too_large"
 
 
-def test_a_client_that_leaves_stops_the_generation(endpoint):
+def stats() -> dict[str, int]:
+    """Of the one replica."""
     replica = serve.get_deployment_handle("StethoLM", deployment.APP_NAME)
+    found: dict[str, int] = replica.stats.remote().result(timeout_s=60)
+    return found
 
-    def stats() -> dict[str, int]:
-        return replica.stats.remote().result(timeout_s=60)
 
+async def until_active(count: int) -> None:
+    async with asyncio.timeout(60):
+        while (await asyncio.to_thread(stats))["active"] != count:
+            await asyncio.sleep(0.02)
+
+
+def test_a_client_that_leaves_stops_the_generation(endpoint):
     before = stats()["deltas"]
     body = {"model": "stetholm", "messages": MESSAGES, "stream": True, "max_tokens": LONG}
     with httpx.stream("POST", f"{endpoint}/v1/chat/completions", json=body, timeout=120) as response:
@@ -145,9 +153,29 @@ def test_a_client_that_leaves_stops_the_generation(endpoint):
         while not next(lines).startswith("data: "):
             pass
 
-    while stats()["active"]:
-        time.sleep(0.05)
+    asyncio.run(until_active(0))
     assert 0 < stats()["deltas"] - before < LONG / 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"json": {"model": "stetholm", "messages": MESSAGES, "max_tokens": LONG}}),
+        ("analyze", {"files": [("audio", wav())], "data": {"task": "Report"}}),
+    ],
+)
+def test_a_client_that_leaves_before_its_answer_frees_its_place(endpoint, path, body):
+    before = stats()["deltas"]
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(timeout=120) as client:
+            asking = asyncio.create_task(client.post(f"{endpoint}/v1/{path}", **body))
+            await until_active(1)
+            asking.cancel()
+        await until_active(0)
+
+    asyncio.run(leave())
+    assert stats()["deltas"] - before < LONG / 2
 
 
 def test_a_crowd_gets_answers_or_503_with_retry_after(endpoint):

@@ -182,8 +182,9 @@ def test_closing_a_stream_stops_its_generation(engine):
     async def leave_early() -> None:
         async with aclosing(engine.stream(asked(max_new_tokens=400))) as deltas:
             await anext(deltas)
-        while engine._open:  # the worker drops it when its batch has ended
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while engine._open:  # the worker drops it when its batch has ended
+                await asyncio.sleep(0.01)
 
     asyncio.run(leave_early())
     hook.remove()
