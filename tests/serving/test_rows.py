@@ -1,5 +1,6 @@
 """Tokens to text: what is streamed is what is answered, whatever the bytes and stop strings."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -27,6 +28,13 @@ def run(tokens: list[int], budget: int, stops: tuple[str, ...]) -> tuple[Row, li
     return row, deltas
 
 
+def taken_up(row: Row, begun: list[int]) -> tuple[Row, list[Delta]]:
+    """A row that goes on where another one was after ``begun``, and what it says by itself."""
+    deltas: list[Delta] = []
+    prompt = Prompt(replace(row.prompt.request, begun=(tuple(begun),)), [1, 2, 3], row.prompt.max_new_tokens)
+    return Row(prompt, 0, decode, frozenset({EOS}), deltas.append), deltas
+
+
 TOKENS = st.one_of(
     st.lists(st.integers(0, EOS), min_size=1, max_size=40),
     st.text(alphabet="ab€é🙂", min_size=1, max_size=20).map(lambda text: list(text.encode())),
@@ -42,6 +50,19 @@ def test_deltas_add_up_to_the_text(tokens, stops, cut):
     assert [delta.finish_reason is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
     assert not any(stop in row.text for stop in stops)
     assert row.completion().completion_tokens <= budget
+
+
+@given(tokens=TOKENS, stops=st.lists(st.text(alphabet="ab€", min_size=1, max_size=3), max_size=2), cut=st.data())
+def test_a_row_taken_up_after_any_delta_says_the_rest(tokens, stops, cut):
+    row, deltas = run([*tokens, EOS], max(1, len(tokens) - 2), tuple(stops))
+    before = deltas[: cut.draw(st.integers(0, len(deltas)))]
+    begun = [token for delta in before for token in delta.tokens]
+    other, rest = taken_up(row, begun)
+    for token in [*tokens, EOS][len(begun) :]:
+        other.push(token)
+    assert other.completion() == row.completion()
+    ended = before and before[-1].finish_reason
+    assert [*before, *rest] == ([*deltas, replace(deltas[-1], text="", tokens=())] if ended else deltas)
 
 
 @given(text=st.text(alphabet="ab€é🙂", min_size=1, max_size=20))

@@ -1,11 +1,13 @@
 """The vLLM engine outside the good case: its owner killed, a start that fails, a real language model, the jobs."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,13 @@ from stetholm.errors import UserError
 from stetholm.model import merge_lora
 from stetholm.model.fresh import build_model
 from stetholm.preference.prefer import prefer
-from stetholm.serving import Request, Sampling
+from stetholm.serving import EngineDead, Request, Sampling
 from stetholm.serving.load import load_engine, vllm_engine
 from stetholm.serving.transformers_engine import TransformersEngine
 from stetholm.serving.vllm_start import vllm_installed
 from stetholm.settings import EngineSettings, ModelSettings, load_settings
 from tests.evaluation.corpus import make_checkpoint, make_corpus
+from tests.serving.test_engine import asked, streamed
 from tests.serving.tiny import save_tiny, tiny_model
 
 pytestmark = [
@@ -57,6 +60,26 @@ def test_no_process_outlives_an_owner_that_is_killed(tmp_path):
     while left := [pid for pid in children if psutil.pid_exists(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
+
+
+def test_a_process_that_is_killed_ends_all_answers_and_the_engine_says_so():
+    engine = vllm_engine(*tiny_model(head_dim=32), "cpu", EngineSettings(kv_cache_bytes=2**26, threads=1))
+    [core] = [one for one in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(one.cmdline())]
+
+    async def lose() -> list[object]:
+        reading = [asyncio.create_task(streamed(engine, asked(max_new_tokens=3000))) for _ in range(3)]
+        async with aclosing(engine.stream(asked(max_new_tokens=3000))) as deltas:
+            await anext(deltas)
+            core.kill()
+            async with asyncio.timeout(60):
+                return await asyncio.gather(*reading, return_exceptions=True)
+
+    assert {type(error) for error in asyncio.run(lose())} == {EngineDead}
+    with pytest.raises(EngineDead):
+        asyncio.run(streamed(engine, asked()))
+    with pytest.raises(EngineDead):
+        engine.generate_many([asked()])
+    engine.close()
 
 
 def test_a_start_that_fails_says_what_to_change():

@@ -121,8 +121,9 @@ def test_closing_a_stream_stops_its_generation_and_frees_its_place(vllm):
         async with aclosing(vllm.stream(asked(max_new_tokens=3000))) as deltas:
             await anext(deltas)
         assert vllm.waiting == 0
-        while vllm._llm.get_num_unfinished_requests():  # soon; 3,000 tokens would take longer than a test may
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while vllm._llm.get_num_unfinished_requests():  # soon; 3,000 tokens would take longer than a test may
+                await asyncio.sleep(0.01)
 
     asyncio.run(leave_early())
     assert not vllm._open
@@ -157,7 +158,7 @@ def test_an_answer_that_lost_its_place_goes_on_with_its_own_draws():
     generator = row_generator(sampling, 1, cpu)
     assert generator is not None
     third = [perturb(logits[1], sampling, generator) for _ in range(3)][2]
-    chosen = {KEY: {"temperature": 0.9, "top_p": 0.8, "seed": 5, "index": 1}}
+    chosen = {KEY: {"temperature": 0.9, "top_p": 0.8, "seed": 5, "index": 1, "begun": 0}}
     sampler = SeededSampler(None, cpu, False)
     sampler.update_state(BatchUpdate(2, [], [(1, SamplingParams(extra_args=chosen), None, [7, 8])], []))
     found = sampler.apply(logits.clone())

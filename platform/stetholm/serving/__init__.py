@@ -5,10 +5,21 @@ from stetholm.serving.engine import (
     Delta,
     Engine,
     EngineBusy,
+    EngineDead,
     FinishReason,
     Request,
     RequestError,
     Sampling,
 )
 
-__all__ = ["Completion", "Delta", "Engine", "EngineBusy", "FinishReason", "Request", "RequestError", "Sampling"]
+__all__ = [
+    "Completion",
+    "Delta",
+    "Engine",
+    "EngineBusy",
+    "EngineDead",
+    "FinishReason",
+    "Request",
+    "RequestError",
+    "Sampling",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -43,6 +44,22 @@ def perturb(scores: torch.Tensor, sampling: Sampling, generator: torch.Generator
     return scores - torch.empty_like(scores).exponential_(generator=generator).log()
 
 
+@dataclass
+class Draws:
+    """The draws of one answer, of whose tokens ``behind`` were drawn elsewhere before."""
+
+    sampling: Sampling
+    generator: torch.Generator
+    behind: int = 0
+
+    def perturb(self, scores: torch.Tensor) -> torch.Tensor:
+        """Of ``scores`` (vocabulary,), those whose argmax is the next draw."""
+        while self.behind:
+            torch.empty_like(scores, dtype=torch.float64).exponential_(generator=self.generator)
+            self.behind -= 1
+        return perturb(scores, self.sampling, self.generator)
+
+
 class RowSampler(LogitsProcessor):
     """Turns ``generate``'s argmax into sampling, row by row, by the Gumbel-max trick.
 
@@ -53,7 +70,7 @@ class RowSampler(LogitsProcessor):
     def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
         """One generator a row that samples."""
         self._rows = [
-            (row, generator)
+            (row, Draws(row.prompt.request.sampling, generator, len(row.begun)))
             for row in rows
             if (generator := row_generator(row.prompt.request.sampling, row.index, device))
         ]
@@ -64,10 +81,10 @@ class RowSampler(LogitsProcessor):
         if not self._rows:
             return scores
         scores = scores.clone()
-        for row, generator in self._rows:
+        for row, draws in self._rows:
             if not row.done:
                 place = self._places[id(row)]
-                scores[place] = perturb(scores[place], row.prompt.request.sampling, generator)
+                scores[place] = draws.perturb(scores[place])
         return scores
 
 

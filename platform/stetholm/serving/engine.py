@@ -25,6 +25,10 @@ class EngineBusy(Exception):
     """The waiting queue is full: ask again later."""
 
 
+class EngineDead(Exception):
+    """What generates has ended by itself: this engine will answer nothing any more."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How one request is decoded.
@@ -60,17 +64,22 @@ class Request:
 
     ``features``: log-mel, float32 (recordings, 64, 218); no recordings asks the language model alone.
     ``dataset`` picks the published domain sentence; None lets the processor choose it by the words of the question.
+    ``begun``: tokens that each of the ``sampling.n`` answers has already, from another engine with the same model: they
+    go on from there, and only what is new is told. With the same seed they end as they would have there.
     """
 
     instruction: str
     features: np.ndarray = field(default_factory=lambda: np.zeros((0, 64, 218), np.float32))
     dataset: str | None = None
     sampling: Sampling = Sampling()
+    begun: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         """Check the shape here, where the caller can still be named."""
         if self.features.ndim != 3 or self.features.shape[1:] != (64, 218):
             raise RequestError(f"features must be (recordings, 64, 218), not {self.features.shape}")
+        if self.begun and (len(self.begun) != self.sampling.n or self.sampling.num_beams > 1):
+            raise RequestError("begun takes the tokens of each of n answers, and no beam search")
 
 
 @dataclass(frozen=True)
@@ -85,13 +94,18 @@ class Completion:
 
 @dataclass(frozen=True)
 class Delta:
-    """What has been added to answer ``index`` of n; its last delta has a finish reason. Counts are running totals."""
+    """What has been added to answer ``index`` of n; its last delta has a finish reason. Counts are running totals.
+
+    ``tokens``: those made since the last delta, of which ``text`` is what is certain. An answer that had ended before
+    it was taken up again (``Request.begun``) gives one delta more, its last, with nothing in it.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason | None
     prompt_tokens: int
     completion_tokens: int
+    tokens: tuple[int, ...] = ()
 
 
 class Engine(Protocol):
@@ -111,6 +125,7 @@ class Engine(Protocol):
         Raises:
             RequestError: this request cannot be answered.
             EngineBusy: the waiting queue is full.
+            EngineDead: there is nothing left that could answer.
         """
         ...
 

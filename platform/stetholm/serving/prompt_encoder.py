@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -42,6 +43,12 @@ class PromptEncoder:
         """One tensor a prompt; recordings that several have are encoded once."""
         encode_recordings(self._model, prompts)
         return [self._embed(prompt) for prompt in prompts]
+
+    @torch.inference_mode()
+    def embed_tokens(self, ids: Sequence[int]) -> torch.Tensor:
+        """Embeddings (tokens, d) of an answer's tokens."""
+        embeddings = self._model.model.language_model.get_input_embeddings()
+        return cast(torch.Tensor, embeddings(torch.tensor([*ids], device=self._model.device))).cpu().clone()
 
     def _embed(self, prompt: Prompt) -> torch.Tensor:
         ids = torch.tensor([prompt.ids], device=self._model.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +53,14 @@ def encode_recordings(model: Any, prompts: list[Prompt]) -> None:
         prompt.audio = encoded[key]
 
 
-def batch_prompts(processor: Any, prompts: list[Prompt]) -> dict[str, Any]:
+def batch_prompts(processor: Any, rows: Sequence[tuple[Prompt, Sequence[int]]]) -> dict[str, Any]:
     """Left-padded ``input_ids`` and ``attention_mask`` (rows, longest), and the rows' ``audio_embeds`` in order.
 
-    A prompt may stand in several rows (n answers); its recordings are then repeated, not encoded again.
+    A row is a prompt and the tokens that its answer has already. A prompt may stand in several rows (n answers); its
+    recordings are then repeated, not encoded again.
     """
-    batch = processor.collate([{"input_ids": prompt.ids} for prompt in prompts], side="left")
-    audio = [prompt.audio for prompt in prompts if prompt.audio is not None]
+    batch = processor.collate([{"input_ids": [*prompt.ids, *begun]} for prompt, begun in rows], side="left")
+    audio = [prompt.audio for prompt, _ in rows if prompt.audio is not None]
     return {
         "input_ids": batch["input_ids"],
         "attention_mask": batch["attention_mask"],

@@ -27,7 +27,10 @@ def first_stop(text: str, stops: tuple[str, ...]) -> int | None:
 
 
 class Row:
-    """Answer ``index`` of a prompt. Feed tokens with :meth:`push` until :attr:`done`."""
+    """Answer ``index`` of a prompt. Feed tokens with :meth:`push` until :attr:`done`.
+
+    What its request says it has already is in it from the beginning, and was sent: it may be done at once.
+    """
 
     def __init__(
         self,
@@ -45,8 +48,19 @@ class Row:
         self.sink = sink
         self._decode, self._eos = decode, eos
         self._ids: list[int] = []
+        self._new: list[int] = []
+        """Tokens since the last delta."""
         self._count = 0
         self._sent = 0
+        begun = prompt.request.begun
+        self.begun = begun[index] if begun else ()
+        if self.begun:
+            self._take_up()
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may get beyond those that it began with."""
+        return self.prompt.max_new_tokens - len(self.begun)
 
     @property
     def done(self) -> bool:
@@ -58,6 +72,7 @@ class Row:
         if self.done:
             return
         self._count += 1
+        self._new.append(token)
         ended = token in self._eos
         if not ended:
             self._ids.append(token)
@@ -71,18 +86,33 @@ class Row:
             self.finish_reason = "length"
         self._send()
 
+    def _take_up(self) -> None:
+        """Be as after ``begun``, without telling anything: where it ended, that alone is told again."""
+        sink, self.sink = self.sink, None
+        *before, last = self.begun
+        self._ids, self._count, self.text = before, len(before), self._decode(before)
+        self.push(last)
+        self._new, self._sent, self.sink = [], self._certain(), sink
+        if self.done:
+            self._send()
+
+    def _certain(self) -> int:
+        """Characters that no later token can change (all of them at the end)."""
+        if self.finish_reason is not None:
+            return len(self.text)
+        end = len(self.text.rstrip(UNFINISHED))
+        return end - held_back(self.text[:end], self.prompt.request.sampling.stop)
+
     def _send(self) -> None:
-        """Pass on the text that no later token can change (all of it at the end)."""
+        """Pass on what is certain."""
         if self.sink is None:
             return
-        end = len(self.text)
-        if self.finish_reason is None:
-            end = len(self.text.rstrip(UNFINISHED))
-            end -= held_back(self.text[:end], self.prompt.request.sampling.stop)
+        end = self._certain()
         new = self.text[self._sent : end]
         self._sent = max(self._sent, end)
         if new or self.finish_reason:
-            self.sink(Delta(self.index, new, self.finish_reason, len(self.prompt.ids), self._count))
+            made, self._new = tuple(self._new), []
+            self.sink(Delta(self.index, new, self.finish_reason, len(self.prompt.ids), self._count, made))
 
     def completion(self) -> Completion:
         """The whole answer; call it when done."""

@@ -45,7 +45,7 @@ class TransformersEngine(Online):
         """Answer all ``requests``, batched by decoding method, budget and length; results in their order."""
         prompts = [self._prompt(request, f"request {place}: ") for place, request in enumerate(requests)]
         rows = [[self._row(prompt, index) for index in range(prompt.request.sampling.n)] for prompt in prompts]
-        for batch in batches([row for answers in rows for row in answers], self.max_batch):
+        for batch in batches([row for answers in rows for row in answers if not row.done], self.max_batch):
             with self._running:
                 self._run(batch)
             for row in batch:
@@ -115,7 +115,7 @@ class TransformersEngine(Online):
             except Exception as error:
                 waiting.send(error)
         try:
-            rows = [row for waiting in ready for row in waiting.rows]
+            rows = [row for waiting in ready for row in waiting.rows if not row.done]
             for part in batches(rows, self.max_batch):
                 with self._running:
                     self._run(part)
@@ -151,7 +151,7 @@ class TransformersEngine(Online):
         """Generate the answers of ``rows`` together; all rows are done afterwards."""
         if not all(row.cancelled for row in rows):
             encode_recordings(self.model, list({id(row.prompt): row.prompt for row in rows}.values()))
-            self._generate(rows, batch_prompts(self.processor, [row.prompt for row in rows]))
+            self._generate(rows, batch_prompts(self.processor, [(row.prompt, row.begun) for row in rows]))
 
     def _generate(self, rows: list[Row], batch: dict[str, Any]) -> None:
         device = self.model.device
@@ -159,7 +159,7 @@ class TransformersEngine(Online):
         beams = sampling.num_beams > 1
         config = copy.deepcopy(self.model.generation_config)
         config.update(
-            max_new_tokens=max(row.prompt.max_new_tokens for row in rows),
+            max_new_tokens=max(row.left for row in rows),
             num_beams=sampling.num_beams,
             length_penalty=sampling.length_penalty,
             early_stopping=beams,
@@ -188,7 +188,7 @@ def batches(rows: Iterable[Row], max_batch: int) -> Iterator[list[Row]]:
     def key(row: Row) -> tuple[float, ...]:
         sampling = row.prompt.request.sampling
         method = (sampling.num_beams, sampling.length_penalty if sampling.num_beams > 1 else 0.0)
-        return (*method, -row.prompt.max_new_tokens, -len(row.prompt.ids))
+        return (*method, -row.left, -len(row.prompt.ids) - len(row.begun))
 
     def together(row: Row) -> tuple[float, ...]:
         return key(row)[: 3 if row.prompt.request.sampling.num_beams > 1 else 2]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from stetholm.errors import UserError
-from stetholm.serving.engine import Completion, Delta, EngineBusy, Request, RequestError
+from stetholm.serving.engine import Completion, Delta, EngineBusy, EngineDead, Request, RequestError
 from stetholm.serving.prompt_encoder import PromptEncoder
 from stetholm.serving.prompts import Prompt, encode_prompt, eos_ids
 from stetholm.serving.rows import Row
@@ -98,7 +98,8 @@ class VllmEngine(Online):
                 if key not in shared:
                     shared[key] = tasks.create_task(self._embed(prompt))
                 for row in answers:
-                    tasks.create_task(self._answer(row, shared[key]))
+                    if not row.done:
+                        tasks.create_task(self._answer(row, shared[key]))
 
     # --- online ---
 
@@ -116,9 +117,10 @@ class VllmEngine(Online):
             async with asyncio.TaskGroup() as tasks:
                 embeds = tasks.create_task(self._embed(prompt))
                 for row in waiting.rows:
-                    tasks.create_task(self._answer(row, embeds))
+                    if not row.done:
+                        tasks.create_task(self._answer(row, embeds))
         except Exception as error:
-            waiting.send(_first(error))
+            waiting.send(self._told(error))
         finally:
             with self._change:
                 self._open.discard(waiting)
@@ -170,9 +172,12 @@ class VllmEngine(Online):
 
     async def _answer(self, row: Row, embeds: asyncio.Task[torch.Tensor]) -> None:
         """Feed a row with its tokens; cancelled, or its iterator closed, vLLM drops the request."""
-        prompt = {"prompt_embeds": await asyncio.shield(embeds)}
+        prompt = await asyncio.shield(embeds)
+        if row.begun:
+            begun = await self._loop.run_in_executor(self._encoding, self._encoder.embed_tokens, row.begun)
+            prompt = torch.cat([prompt, begun])
         name = f"answer-{next(self._names)}"
-        async with aclosing(self._llm.generate(prompt, self._parameters(row), name)) as outputs:
+        async with aclosing(self._llm.generate({"prompt_embeds": prompt}, self._parameters(row), name)) as outputs:
             async for output in outputs:
                 for token in output.outputs[0].token_ids:
                     row.push(token)
@@ -188,7 +193,7 @@ class VllmEngine(Online):
         stepwise = row.sink is not None or bool(sampling.stop)
         return SamplingParams(
             temperature=0.0,
-            max_tokens=row.prompt.max_new_tokens,
+            max_tokens=row.left,
             stop_token_ids=sorted(self._eos),
             detokenize=False,
             logit_bias=self._bias,
@@ -237,8 +242,16 @@ class VllmEngine(Online):
         """Run ``work`` in the engine's loop and wait for it."""
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
+        except (Exception, BaseExceptionGroup) as error:
+            if (told := self._told(error)) is error:
+                raise
+            raise told from error
+
+    def _told(self, error: BaseException) -> BaseException:
+        """What a caller is told of an error: the first of a task group's, or that vLLM's process has ended."""
+        if getattr(getattr(self, "_llm", None), "errored", False):
+            return EngineDead("vLLM's process has ended")
+        return _first(error)
 
 
 async def _started(folder: Path, options: VllmOptions) -> Any:
@@ -259,7 +272,7 @@ def _draw(row: Row) -> dict[str, dict[str, float | int]]:
     sampling = row.prompt.request.sampling
     seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(7))
     chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed % 2**64, "index": row.index}
-    return {KEY: chosen}
+    return {KEY: {**chosen, "begun": len(row.begun)}}
 
 
 def _bias(config: Any) -> dict[int, float] | None:

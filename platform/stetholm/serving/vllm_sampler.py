@@ -9,37 +9,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from stetholm.serving.decoding import perturb, row_generator
+from stetholm.serving.decoding import Draws, row_generator
 from stetholm.serving.engine import Sampling
 
 OWNER = "STETHOLM_ENGINE_OWNER"
 """Environment: process id of the engine's owner."""
 KEY = "stetholm"
-"""Of ``SamplingParams.extra_args``: temperature, top_p, seed and the answer's index."""
+"""Of ``SamplingParams.extra_args``: temperature, top_p, seed, the answer's index and how many tokens it began with."""
 WATCH_SECONDS = 1.0
-
-
-@dataclass
-class Draws:
-    """The draws of one answer: ``behind`` tokens were drawn before this row was last put into the batch."""
-
-    sampling: Sampling
-    generator: torch.Generator
-    behind: int = 0
-
-    def perturb(self, logits: torch.Tensor) -> torch.Tensor:
-        """Of ``logits`` (vocabulary,), those whose argmax is the next draw."""
-        while self.behind:
-            torch.empty_like(logits, dtype=torch.float64).exponential_(generator=self.generator)
-            self.behind -= 1
-        return perturb(logits, self.sampling, self.generator)
 
 
 class SeededSampler(LogitsProcessor):
@@ -87,7 +70,7 @@ class SeededSampler(LogitsProcessor):
             return None
         sampling = Sampling(temperature=chosen["temperature"], top_p=chosen["top_p"], seed=chosen["seed"])
         generator = row_generator(sampling, chosen["index"], self._device)
-        return None if generator is None else Draws(sampling, generator, made)
+        return None if generator is None else Draws(sampling, generator, chosen["begun"] + made)
 
 
 def watch_owner() -> None:

@@ -95,9 +95,13 @@ class Waiting:
             if isinstance(event, BaseException):
                 raise event
             before = found.get(event.index)
-            found[event.index] = replace(event, text=before.text + event.text) if before else event
+            found[event.index] = _joined(before, event) if before else event
             if event.finish_reason or (self._events.empty() and self._loop.time() >= until):
                 return list(found.values())
+
+
+def _joined(before: Delta, after: Delta) -> Delta:
+    return replace(after, text=before.text + after.text, tokens=before.tokens + after.tokens)
 
 
 class Online(ABC):
