@@ -17,7 +17,7 @@ from ray import serve as ray_serve
 
 import serve  # before Ray, for whose environment it sets defaults
 from benchmarks.report import Result
-from benchmarks.serve_siege import Siege, besieged
+from benchmarks.serve_siege import TOKENS, Siege, besieged
 from serve import deploy
 from serve.versions import DEPLOYMENT
 from stetholm.ray_session import ray_session
@@ -28,6 +28,8 @@ from stetholm.training.ranks import free_port
 assert serve
 REQUESTS = 1000
 CLIENTS = 16
+LONG = 48
+"""Tokens of an answer where a model replica is killed, so that many streams are in their middle."""
 BEFORE, AFTER = 200, 200
 """Requests before a fault, and after it is over."""
 NONE_FAILS = "every request is answered, to its end, at the first time it is asked"
@@ -77,9 +79,11 @@ def endpoint(models: tuple[str, str], storage: Storage, *more: str) -> Iterator[
         deploy.shutdown()
 
 
-def under(fault: Fault, where: Endpoint, requests: int = REQUESTS, clients: int = CLIENTS) -> Siege:
-    """Ask at least ``requests`` times: before, while and after ``fault`` is done."""
-    with besieged(where.url, clients) as siege:
+def under(
+    fault: Fault, where: Endpoint, requests: int = REQUESTS, clients: int = CLIENTS, tokens: int = TOKENS
+) -> Siege:
+    """Ask at least ``requests`` times: before, while and after ``fault`` is done. Answers have ``tokens``."""
+    with besieged(where.url, clients, tokens) as siege:
         siege.wait_for(min(BEFORE, requests // 4))
         fault(siege, where)
         siege.wait_for(max(min(AFTER, requests // 4), requests - len(siege.outcomes)))
@@ -119,7 +123,7 @@ def faults() -> Iterator[Result]:
     with ray_session(num_cpus=6):
         with endpoint(models, storage, *fixed) as where:
             yield told("serve.model is changed", under(change, where))
-            yield told("a model replica of two is killed", under(kill(DEPLOYMENT), where))
+            yield told("a model replica of two is killed", under(kill(DEPLOYMENT), where, tokens=LONG))
             yield told("an HTTP ingress replica of two is killed", under(kill("Ingress"), where))
         with endpoint(models, storage, *elastic) as where:
             yield told("replicas scale 1, 2, 1", under(scale, where))
@@ -139,6 +143,7 @@ def told(what: str, siege: Siege) -> Result:
         "longest_s": siege.longest_s(),
         "answers_by_model": dict(siege.models()),
         "clients": CLIENTS,
+        "tokens": siege.tokens,
     }
     return Result("serve/faults", 1 - len(siege.failed()) / asked, 1.0, "share of requests", NONE_FAILS, config)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ from serve.quiet import quiet
 from serve.service import Served, Service
 from serve.versions import DEPLOYMENT, Version, versions_of
 from stetholm.cluster.serve_config import SLACK_S
+from stetholm.roles import nodes_of
 from stetholm.serving.analysis import Evidence
-from stetholm.serving.engine import Delta, Request, collect
+from stetholm.serving.engine import Delta, EngineDead, Request, collect
 from stetholm.serving.identity import ALIAS, ModelCard
 from stetholm.settings import AudioSettings, EngineKind, EngineSettings, ServeSettings, Settings, load_settings
-from stetholm.roles import nodes_of
 from stetholm.storage import Storage, open_storage
 
 HEALTH_PERIOD_S = 10.0
@@ -49,6 +50,16 @@ INGRESS_QUEUE = 256
 """In each proxy, when all ingress replicas have as much as they take; beyond: 503 with Retry-After."""
 DRAIN_LOOP_S = 1.0
 """How often a replica that leaves looks whether it has given its last answer."""
+
+
+@contextmanager
+def ending_with_the_engine() -> Iterator[None]:
+    """End this process where its engine is dead. So Serve starts another, and requests go to those that answer."""
+    try:
+        yield
+    except EngineDead as error:
+        logging.getLogger("ray.serve").error("the engine is dead (%s): so ends this replica", error)
+        os._exit(1)
 
 
 @serve.deployment(name=DEPLOYMENT)
@@ -107,7 +118,7 @@ class StethoLM:
     async def _deltas_of(self, request: Request, since: float | None) -> AsyncGenerator[Delta, None]:
         self._active += 1
         try:
-            with RequestWatch(self._metrics, since) as watch:
+            with ending_with_the_engine(), RequestWatch(self._metrics, since, request.begun) as watch:
                 async with aclosing(self._backend.stream(request)) as deltas:
                     async for delta in deltas:
                         self._last_answer = time.monotonic()
@@ -137,7 +148,8 @@ class StethoLM:
     async def ready(self) -> None:
         """Return when the model has answered lately, or answers now."""
         if time.monotonic() - self._last_answer > HEALTH_PERIOD_S:
-            await self._backend.complete(PROBE)  # not a client's: it stays out of the metrics
+            with ending_with_the_engine():
+                await self._backend.complete(PROBE)  # not a client's: it stays out of the metrics
             self._last_answer = time.monotonic()
 
     async def check_health(self) -> None:

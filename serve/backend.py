@@ -19,6 +19,7 @@ from serve.metrics import arrived
 from stetholm.serving.analysis import Evidence
 from stetholm.serving.engine import Completion, Delta, Engine, Request, Sampling, collect
 from stetholm.serving.identity import ModelCard
+from stetholm.serving.progress import Progress
 
 if TYPE_CHECKING:
     from stetholm.serving.evidence import Explainer
@@ -102,8 +103,9 @@ class ModelChanged(Exception):
 class ReplicaBackend:
     """Replicas behind a Serve handle.
 
-    A request whose replica dies is asked again, of another one, as long as nothing of its answer was passed on. While a
-    deployment is changed, replicas of two models stand behind one handle: each says which it is.
+    A request whose replica dies is asked again, of another one; where some of its answer was passed on, of one of the
+    same model, which goes on from there. While a deployment is changed, replicas of two models stand behind one handle:
+    each says which it is.
     """
 
     told: ModelCard | None = None
@@ -140,42 +142,50 @@ class ReplicaBackend:
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """See :class:`Backend`."""
-        for pause in _PAUSES:
-            async with aclosing(self._once(request)) as deltas:
-                async for delta in deltas:
-                    yield delta
-            if self._met:
-                return
-            await asyncio.sleep(pause)
-        raise _changing()
-
-    async def _once(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """What one replica gives; nothing, if it is of another model than the only one that may."""
-        started, left = False, ATTEMPTS
+        progress, deaths, pauses = Progress(request), 0, iter(_PAUSES)
         with _busy_as_503():
             while True:
-                response: Any = self._stream.remote(request, arrived.get(), self._only)
                 try:
-                    while (told := await self._next(response)) is not None:
-                        if isinstance(told, Told):
-                            self.told, self._met = told.card, True
-                            continue
-                        started = True
-                        yield told
-                    return
+                    async with aclosing(self._once(progress)) as deltas:
+                        async for delta in deltas:
+                            yield delta
+                    if self._met:
+                        return
+                    pause = next(pauses, None)
+                    if pause is None:
+                        raise _changing()
                 except RayActorError:
-                    left -= 1
-                    self._met = False
-                    if started or not left:
+                    if progress.over:
+                        return
+                    deaths, pause = deaths + 1, RETRY_S
+                    if deaths == ATTEMPTS or not progress.known:
                         raise
-                finally:
-                    response.cancel()
-                await asyncio.sleep(RETRY_S)
+                except BackPressureError:
+                    pause = next(pauses, None)
+                    if pause is None or not progress.begun:
+                        raise
+                await asyncio.sleep(pause)
 
-    async def _next(self, response: Any) -> Told | Delta | None:
+    async def _once(self, progress: Progress) -> AsyncGenerator[Delta, None]:
+        """What one replica adds; nothing, if it is of another model than the only one that may."""
+        only, self._met = self._only, False
+        if progress.begun and self.told is not None:
+            only = self.told.checkpoint
+        patience_s = None if progress.begun else self.patience_s
+        response: Any = self._stream.remote(progress.rest, arrived.get(), only)
+        try:
+            while (told := await self._next(response, patience_s)) is not None:
+                if isinstance(told, Told):
+                    self.told, self._met = told.card, True
+                elif progress.news(told):
+                    yield told
+        finally:
+            response.cancel()
+
+    async def _next(self, response: Any, patience_s: float | None) -> Told | Delta | None:
         """What comes next; the first, by which a replica takes the request, within ``patience_s``."""
         try:
-            async with asyncio.timeout(None if self._met else self.patience_s):
+            async with asyncio.timeout(None if self._met else patience_s):
                 return cast("Told | Delta | None", await anext(response, None))
         except TimeoutError as error:
             raise overloaded("no replica has taken the request", code="unavailable") from error

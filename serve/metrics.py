@@ -6,6 +6,7 @@ Serve adds its own (``ray_serve_…``: replicas, queues of its router). Deployme
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextvars import ContextVar
 
 from ray.serve import metrics
@@ -87,9 +88,10 @@ class ModelMetrics:
 class RequestWatch:
     """One request in a model replica, from its arrival to its end: a context manager around its deltas."""
 
-    def __init__(self, told: ModelMetrics, since: float | None) -> None:
-        """``since``: when the HTTP request came in, Unix seconds; None: now."""
+    def __init__(self, told: ModelMetrics, since: float | None, begun: Sequence[Sequence[int]] = ()) -> None:
+        """``since``: when the HTTP request came in, Unix seconds; None: now. ``begun``: tokens that others made."""
         self._told, self._since = told, time.time() if since is None else since
+        self._begun = {index: len(tokens) for index, tokens in enumerate(begun)}
         self._first: float | None = None
         self._first_tokens = 0
         self._last: dict[int, Delta] = {}
@@ -102,11 +104,16 @@ class RequestWatch:
     def saw(self, delta: Delta) -> None:
         """A piece of an answer."""
         if self._first is None:
-            self._first, self._first_tokens = time.monotonic(), delta.completion_tokens
-            # Clocks of two machines may differ by some milliseconds.
-            self._told.first_token.observe(max(0.0, time.time() - self._since))
+            self._first, self._first_tokens = time.monotonic(), self._made(delta)
+            if not self._begun:
+                # Clocks of two machines may differ by some milliseconds.
+                self._told.first_token.observe(max(0.0, time.time() - self._since))
             self._told.moved(waiting=-1, running=1)
         self._last[delta.index] = delta
+
+    def _made(self, delta: Delta) -> int:
+        """Tokens of its answer that were made here."""
+        return delta.completion_tokens - self._begun.get(delta.index, 0)
 
     def __exit__(self, *_: object) -> None:
         """It is over, however it ended."""
@@ -114,9 +121,11 @@ class RequestWatch:
             self._told.moved(waiting=-1)
             return
         self._told.moved(running=-1)
-        made = sum(delta.completion_tokens for delta in self._last.values())
-        self._told.tokens.inc(next(iter(self._last.values())).prompt_tokens, {"kind": "prompt"})
-        self._told.tokens.inc(made, {"kind": "completion"})
+        made = sum(map(self._made, self._last.values()))
+        if not self._begun:
+            self._told.tokens.inc(next(iter(self._last.values())).prompt_tokens, {"kind": "prompt"})
+        if made:
+            self._told.tokens.inc(made, {"kind": "completion"})
         seconds = time.monotonic() - self._first
         if seconds > 0 and made > self._first_tokens:
             self._told.rate.observe((made - self._first_tokens) / seconds)
