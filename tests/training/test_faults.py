@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -90,19 +89,42 @@ def until(found: Callable[[], Any], seconds: float = 300) -> Any:
 
 
 class Sender(threading.Thread):
-    """Sends a signal to a worker, some moments after the first checkpoint."""
+    """Sends a signal to one of the two workers, and waits until there are new ones.
 
-    def __init__(self, checkpoints: Checkpoints, number: int, seed: int) -> None:
+    Args:
+        checkpoints: of the run.
+        number: of the signal.
+        place: of the worker, by the order in which they were started.
+        after: whole checkpoints' worth of steps that are there by then; 0: the workers are there, no checkpoint is.
+        delay: seconds since then.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, number: int, place: int, after: int, delay: float) -> None:
         super().__init__(daemon=True)
-        self._checkpoints, self._number, self._chance = checkpoints, number, random.Random(seed)
+        self._checkpoints, self._number, self._place = checkpoints, number, place
+        self._after, self._delay = after, delay
+        self._others = pids()
         self.sent_to: int | None = None
+        self.sent_at: int | None = None
+        """Step of the last checkpoint then; 0: there was none."""
+        self.started: set[int] = set()
+        """The workers that came afterwards."""
 
     def run(self) -> None:
-        until(self._checkpoints.latest)
-        time.sleep(self._chance.random())
-        victim = self._chance.choice(train_workers())
-        self.sent_to = victim.pid
-        victim.send_signal(self._number)
+        workers = until(lambda: len(found := sorted(pids() - self._others)) == 2 and found)
+        until(lambda: self._step() >= EVERY * self._after)
+        time.sleep(self._delay)
+        self.sent_at, self.sent_to = self._step(), workers[self._place]
+        psutil.Process(self.sent_to).send_signal(self._number)
+        self.started = until(lambda: pids() - self._others - set(workers))
+
+    def _step(self) -> int:
+        latest = self._checkpoints.latest()
+        return 0 if latest is None else latest.step
+
+
+def pids() -> set[int]:
+    return {process.pid for process in train_workers()}
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +142,20 @@ def whole(storage: Storage, ray_cluster: None, tree: Callable[..., Settings]) ->
 
 
 @pytest.mark.parametrize(
-    ("stage", "number", "max_failures"),
-    [("align", signal.SIGKILL, 1), ("sft", signal.SIGKILL, 1), ("sft", signal.SIGTERM, 0), ("dpo", signal.SIGKILL, 1)],
+    ("stage", "number", "place", "after", "delay"),
+    [
+        ("align", signal.SIGKILL, 1, 1, 0.3),
+        ("sft", signal.SIGKILL, 0, 0, 2.0),
+        ("sft", signal.SIGTERM, 1, 1, 0.1),
+        ("dpo", signal.SIGKILL, 0, 1, 0.0),
+    ],
 )
 def test_a_worker_dies_or_is_told_to_go(
     stage: StageName,
     number: int,
-    max_failures: int,
+    place: int,
+    after: int,
+    delay: float,
     storage: Storage,
     tree: Callable[..., Settings],
     whole: Callable[[StageName], dict[str, Any]],
@@ -134,11 +163,14 @@ def test_a_worker_dies_or_is_told_to_go(
     """The run goes on by itself; the curve is that of the uninterrupted one."""
     expected = whole(stage)
     parent = whole("sft")["output"] if stage == "dpo" else None
-    settings = tree(f"faults-{stage}-{number}", parent, max_failures=max_failures)
-    sender = Sender(checkpoints_of(storage, settings, stage), number, seed=number)
+    # Leaving on SIGTERM is no failure.
+    settings = tree(f"faults-{stage}-{number}", parent, max_failures=0 if number == signal.SIGTERM else 1)
+    sender = Sender(checkpoints_of(storage, settings, stage), number, place, after, delay)
     sender.start()
     result = train_stage(settings, storage, stage)
     assert sender.sent_to is not None and not psutil.pid_exists(sender.sent_to)
+    assert sender.sent_at == 0 if after == 0 else EVERY * after <= sender.sent_at < expected["steps"]
+    assert sender.started  # others came, and finished it
     assert result["samples"] == expected["samples"]
     assert ledger(storage, result["output"]) == ledger(storage, expected["output"])
     assert curve(storage, result["output"]) == pytest.approx(curve(storage, expected["output"]), abs=1e-4)
