@@ -51,7 +51,7 @@ def manifest(kind: Any, *settings: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KUBERAY)
 def test_every_field_is_one_of_kuberays(kind: str) -> None:
     made = manifest(kind)
-    jsonschema.Draft202012Validator(schema(made["kind"])).validate(made)
+    assert not [error.message for error in jsonschema.Draft202012Validator(schema(made["kind"])).iter_errors(made)]
 
 
 @pytest.mark.parametrize(

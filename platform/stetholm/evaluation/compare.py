@@ -10,7 +10,7 @@ from stetholm import markdown
 from stetholm.errors import UserError
 from stetholm.evaluation.conditions import AUDIO
 from stetholm.evaluation.earlier import find_earlier
-from stetholm.evaluation.intervals import Resampled, number, patient_cluster
+from stetholm.evaluation.intervals import Resampled, number, patient_cluster, shown_difference
 from stetholm.evaluation.scoring import METRICS, Draws
 from stetholm.storage import Storage
 
@@ -130,7 +130,7 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     metrics = [name for name in METRICS if name not in found["left_out"]]
     header = ["", "n", *(f"{TITLES[name]}: ours / theirs / difference" for name in metrics)]
     rows = [
-        [task, one["n"], *(_cell(one[metric]) for metric in metrics)]
+        [task, one["n"], *(shown_difference(one[metric], 1, 100) for metric in metrics)]
         for task, one in sorted(found["tasks"].items(), key=lambda item: (item[0] == OVERALL, item[0]))
     ]
     lines = [
@@ -141,15 +141,6 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         *(f"Left out: {TITLES[name]} ({why})." for name, why in found["left_out"].items()),
     ]
     return "\n\n".join(lines) + "\n"
-
-
-def _cell(one: Mapping[str, Any]) -> str:
-    if one["difference"] is None:
-        return "-"
-    shown = f"{100 * one['ours']:.1f} / {100 * one['theirs']:.1f} / {100 * one['difference']:+.1f}"
-    if one["interval"] is None:
-        return shown
-    return f"{shown} ({100 * one['interval'][0]:+.1f} to {100 * one['interval'][1]:+.1f})"
 
 
 def is_control(report: Mapping[str, Any], name: str) -> bool:

@@ -18,7 +18,7 @@ from stetholm.errors import UserError
 from stetholm.evaluation.conditions import AUDIO
 from stetholm.evaluation.earlier import find_earlier
 from stetholm.evaluation.grounding import ALL, ANSWER_NAMES, CONDITIONS, LOST, drops
-from stetholm.evaluation.intervals import Resampled, patient_cluster
+from stetholm.evaluation.intervals import Resampled, patient_cluster, shown_difference
 from stetholm.settings import ExplainSettings
 from stetholm.storage import Storage
 
@@ -119,7 +119,7 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     """The comparison as a table."""
     header = ("answer", "log-probability", *(f"drop, {name}" for name in (*LOST, "mean of the three")))
     rows = [
-        (ANSWER_NAMES[kind], *(_cell(one[name]) for name in (LOGP, *LOST, ALL)))
+        (ANSWER_NAMES[kind], *(shown_difference(one[name], 3) for name in (LOGP, *LOST, ALL)))
         for kind, one in found["answers"].items()
     ]
     return (
@@ -129,15 +129,6 @@ def to_markdown(found: Mapping[str, Any]) -> str:
         f"brackets: 95 % intervals of the difference by {found['draws']} bootstrap draws over patients; one without 0 "
         "in it is a difference.\n"
     )
-
-
-def _cell(one: Mapping[str, Any]) -> str:
-    if one["difference"] is None:
-        return "-"
-    shown = f"{one['ours']:.3f} / {one['theirs']:.3f} / {one['difference']:+.3f}"
-    if one["interval"] is None:
-        return shown
-    return f"{shown} ({one['interval'][0]:+.3f} to {one['interval'][1]:+.3f})"
 
 
 def brief(found: Mapping[str, Any]) -> dict[str, Any]:

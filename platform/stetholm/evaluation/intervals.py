@@ -6,7 +6,7 @@ The columns share the draws, so a difference of two columns is a paired one. The
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,3 +92,15 @@ def number(value: float | bool | None) -> float:
 def bounds(estimate: Estimate) -> list[float] | None:
     """``[low, high]`` for a report; None where there is no interval."""
     return None if estimate.low is None or estimate.high is None else [estimate.low, estimate.high]
+
+
+def shown_difference(one: Mapping[str, Any], digits: int, scale: float = 1) -> str:
+    """What :meth:`Resampled.difference` gives, for a table: ours / theirs / the difference and its interval."""
+    if one["difference"] is None:
+        return "-"
+    ours, theirs, difference = (scale * one[name] for name in ("ours", "theirs", "difference"))
+    shown = f"{ours:.{digits}f} / {theirs:.{digits}f} / {difference:+.{digits}f}"
+    if one["interval"] is None:
+        return shown
+    low, high = (scale * bound for bound in one["interval"])
+    return f"{shown} ({low:+.{digits}f} to {high:+.{digits}f})"
